@@ -1,0 +1,1 @@
+"""What every operator shares: argument checks, backend choice, operator registration, numerics, device questions."""

@@ -1,0 +1,1 @@
+"""A thin PyTorch model of Mirasol3B over `mirasol.kernels`."""
