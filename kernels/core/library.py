@@ -15,9 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 _LIBRARY = torch.library.Library("mirasol", "FRAGMENT")
 
 
-def define(
-    schema: str, *, impl: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int] | None
-) -> Any:
+def define(schema: str, *, impl: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int] | None) -> Any:
     """Register one operator for CPU and CUDA and return its overload, ready to be called.
 
     Args:
