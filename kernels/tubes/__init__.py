@@ -1,0 +1,1 @@
+"""Sparse video tubes: geometry, extraction and its backends."""

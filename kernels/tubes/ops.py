@@ -1,0 +1,94 @@
+"""The opaque operators behind `extract_tubes`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..core.library import define
+from . import eager
+from .geometry import Tube, tube_grid
+
+
+def _unpack(numbers: Sequence[int]) -> list[Tube]:
+    """Tubes from 9 ints each: kernel, stride, offset."""
+    rows = [tuple(numbers[i : i + 9]) for i in range(0, len(numbers), 9)]
+    return [Tube(row[:3], row[3:6], row[6:]) for row in rows]  # type: ignore[arg-type]
+
+
+def _extract(
+    video: torch.Tensor, tubes: Sequence[int], scale: Sequence[float], shift: Sequence[float], dtype: torch.dtype
+) -> list[torch.Tensor]:
+    return eager.extract(video, _unpack(tubes), scale, shift, dtype)
+
+
+def _extract_fake(
+    video: torch.Tensor, tubes: Sequence[int], scale: Sequence[float], shift: Sequence[float], dtype: torch.dtype
+) -> list[torch.Tensor]:
+    batch, frames, height, width, _ = video.shape
+    outputs = []
+    for tube in _unpack(tubes):
+        nt, nh, nw = tube_grid(tube, frames, height, width)
+        outputs.append(video.new_empty((batch, nt * nh * nw, tube.size), dtype=dtype))
+    return outputs
+
+
+def _scatter(
+    grads: Sequence[torch.Tensor],
+    tubes: Sequence[int],
+    scale: Sequence[float],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return eager.scatter([grad.contiguous() for grad in grads], _unpack(tubes), scale, shape, dtype)
+
+
+def _scatter_fake(
+    grads: Sequence[torch.Tensor],
+    tubes: Sequence[int],
+    scale: Sequence[float],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    return grads[0].new_empty(shape, dtype=dtype)
+
+
+extract_op = define(
+    "tubes_extract(Tensor video, int[] tubes, float[] scale, float[] shift, ScalarType dtype) -> Tensor[]",
+    impl=_extract,
+    fake=_extract_fake,
+    flops=None,
+)
+scatter_op = define(
+    "tubes_scatter(Tensor[] grads, int[] tubes, float[] scale, SymInt[] shape, ScalarType dtype) -> Tensor",
+    impl=_scatter,
+    fake=_scatter_fake,
+    flops=None,
+)
+
+
+class ExtractTubes(torch.autograd.Function):
+    """`extract_op` with the gradient for a floating clip."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        video: torch.Tensor,
+        tubes: list[int],
+        scale: list[float],
+        shift: list[float],
+        dtype: torch.dtype,
+    ) -> tuple[torch.Tensor, ...]:
+        ctx.args = tubes, scale, video.shape, video.dtype
+        return tuple(extract_op(video, tubes, scale, shift, dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if not ctx.needs_input_grad[0]:
+            return None, None, None, None, None
+        tubes, scale, shape, dtype = ctx.args
+        return scatter_op(list(grads), tubes, scale, shape, dtype), None, None, None, None
