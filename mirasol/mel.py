@@ -1,4 +1,4 @@
-"""Mel spectrograms: strided frames, a real FFT and a bank of triangular filters."""
+"""Log-mel spectrograms: strided frames, a real FFT and a bank of triangular filters."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Log = Literal["log", "log10", "none"]
 Padding = Literal["causal", "center"]
 
 
-class MelSpectrogram(nn.Module):
+class LogMel(nn.Module):
     """(Log-)mel spectrogram of a waveform: `log(max(filterbank |rfft(hann * frame)|^power, floor))`.
 
     Args:
@@ -36,8 +36,8 @@ class MelSpectrogram(nn.Module):
         floor: smallest value that the logarithm sees.
         padding: "causal": `n_fft - hop` zeros on the left only. Frame t ends just before sample (t + 1) hop, there are
             samples / hop frames, and a later sample never changes an earlier frame. "center": `n_fft // 2` samples
-            reflected on either side, frame t centred on sample t hop, 1 + samples // hop frames for an even `n_fft` (librosa
-            with `pad_mode="reflect"`; Whisper drops the last frame).
+            reflected on either side, frame t centred on sample t hop, 1 + samples // hop frames for an even `n_fft`
+            (librosa with `pad_mode="reflect"`; Whisper drops the last frame).
     Raises:
         ValueError, TypeError: an argument out of range or of the wrong type.
     Warns:
@@ -180,7 +180,7 @@ class MelSpectrogram(nn.Module):
                 stacklevel=3,
             )
 
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> MelSpectrogram:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> LogMel:
         """Every `.to(...)`, `.half()` and `.to_empty()` passes here: the buffers are rebuilt, never rounded."""
         before = self.window
         super()._apply(fn, recurse)
@@ -202,7 +202,7 @@ def mel_filterbank(
     """Triangular mel filters over the bins of a real FFT: float64 [n_mels, n_fft // 2 + 1] on the CPU.
 
     Filter i rises from corner i to corner i + 1 and falls to corner i + 2, linearly in Hz; the n_mels + 2 corners are
-    equally spaced in mel. Arguments as in `MelSpectrogram`; frequencies in Hz.
+    equally spaced in mel. Arguments as in `LogMel`; frequencies in Hz.
     """
     f_max = sample_rate / 2 if f_max is None else f_max
     to_mel, to_hz = (_hz_to_htk, _htk_to_hz) if scale == "htk" else (_hz_to_slaney, _slaney_to_hz)
