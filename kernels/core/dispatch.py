@@ -30,14 +30,17 @@ def choose_backend(op: str, backend: str, on_gpu: bool, triton_refusals: Sequenc
     return backend
 
 
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype in which `autocast` hands a tensor on: its own where autocast is off, and for float64."""
+    kind = tensor.device.type
+    if kind == "meta" or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor.dtype
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+
+
 def autocast(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
     """Cast floating tensors to the autocast dtype where autocast is on, as PyTorch's own matmuls do.
 
     Opaque operators are invisible to autocast, so their public functions call this first. float64 is left alone.
     """
-    first = next(t for t in tensors if t is not None)
-    kind = first.device.type
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(kind)
-    return [t.to(dtype) if t is not None and t.is_floating_point() and t.dtype != torch.float64 else t for t in tensors]
+    return [t if t is None else t.to(autocast_dtype(t)) for t in tensors]
