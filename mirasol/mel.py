@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable
@@ -116,7 +117,7 @@ class LogMel(nn.Module):
             ValueError, TypeError: a shape, dtype or device that is not served.
         """
         self._check(samples, past)
-        with torch.autocast(samples.device.type, enabled=False):
+        with _without_autocast(samples.device.type):
             dtype = accumulate_dtype(samples.dtype)
             frames = self._pad(samples.to(dtype), past).unfold(-1, self.n_fft, self.hop)
             spectrum = torch.view_as_real(torch.fft.rfft(frames * self.window.to(dtype)))
@@ -187,6 +188,11 @@ class LogMel(nn.Module):
         if self.window is not before:
             self.reset_buffers()
         return self
+
+
+def _without_autocast(kind: str) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off on a kind of device; tensors on "meta" have none."""
+    return contextlib.nullcontext() if kind == "meta" else torch.autocast(kind, enabled=False)
 
 
 def mel_filterbank(
