@@ -1,5 +1,8 @@
 """Operators for chunked audio-video models: `from mirasol.kernels import chunked_attention`."""
 
+from .attention import chunked_attention as chunked_attention
+from .attention import merge_attention as merge_attention
+from .attention import visible_pairs as visible_pairs
 from .combiner.api import combiner_project as combiner_project
 from .combiner.api import last_m as last_m
 from .tubes.api import extract_tubes as extract_tubes
