@@ -13,6 +13,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 _LIBRARY = torch.library.Library("mirasol", "FRAGMENT")
+_IMPLEMENTATIONS: dict[str, Callable[..., Any]] = {}
 
 
 def define(schema: str, *, impl: Callable[..., Any], fake: Callable[..., Any], flops: Callable[..., int] | None) -> Any:
@@ -28,12 +29,18 @@ def define(schema: str, *, impl: Callable[..., Any], fake: Callable[..., Any], f
     """
     name = schema.split("(", 1)[0]
     _LIBRARY.define(schema)
+    _IMPLEMENTATIONS[f"mirasol::{name}"] = impl
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, impl, key)
     torch.library.register_fake(f"mirasol::{name}", fake, lib=_LIBRARY)
     packet = getattr(torch.ops.mirasol, name)
     register_flop_formula(packet, get_raw=True)(flops if flops is not None else _no_flops)
     return packet.default
+
+
+def implementation(op: torch._ops.OpOverload) -> Callable[..., Any] | None:
+    """What runs behind an operator defined here, None for any other: lets kernels be compiled for `meta` tensors."""
+    return _IMPLEMENTATIONS.get(op.name())
 
 
 def _no_flops(*args: Any, **kwargs: Any) -> int:

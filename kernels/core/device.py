@@ -1,0 +1,99 @@
+"""Questions about the device that Triton kernels run on, and the reasons common to all of them to refuse a call.
+
+Triton is imported inside the functions: importing this module needs neither Triton nor a GPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Target:
+    """What configurations depend on.
+
+    arch: 80, 90, 100, ... for NVIDIA (compute capability times ten), 0 for AMD and for the interpreter.
+    kind: "cuda", "hip" or "interpreter".
+    multiprocessors: how many programs run at the same time, at least.
+    shared_memory: bytes a program may use.
+    """
+
+    arch: int
+    kind: str
+    multiprocessors: int
+    shared_memory: int
+
+
+INTERPRETER = Target(arch=0, kind="interpreter", multiprocessors=4, shared_memory=1 << 30)
+
+
+@lru_cache(maxsize=1)
+def has_triton() -> bool:
+    """Whether Triton is installed (it need not find a GPU)."""
+    return importlib.util.find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in the interpreter, on any device: TRITON_INTERPRET=1 before their first import."""
+    if not has_triton():
+        return False
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+def target(device: torch.device) -> Target:
+    """The target of kernels launched for tensors on `device`; of the driver in force for tensors on `meta`."""
+    if interpreted():
+        return INTERPRETER
+    from triton.runtime import driver
+
+    index = device.index if device.type == "cuda" and device.index is not None else driver.active.get_current_device()
+    return _target(driver.active, index)
+
+
+@lru_cache(maxsize=64)
+def _target(active: object, index: int) -> Target:
+    device_guard = torch.cuda.device(index) if torch.cuda.is_available() else contextlib.nullcontext()
+    with device_guard:
+        current = active.get_current_target()  # type: ignore[attr-defined]
+    properties = active.utils.get_device_properties(index)  # type: ignore[attr-defined]
+    return Target(
+        arch=int(current.arch) if current.backend == "cuda" else 0,
+        kind=current.backend,
+        multiprocessors=properties["multiprocessor_count"],
+        shared_memory=properties["max_shared_mem"],
+    )
+
+
+def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
+    """Make the device of `tensor` current, as Triton launches on the current one; nothing to do off the GPU."""
+    return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
+
+
+def triton_refusals(*tensors: torch.Tensor | None) -> list[str]:
+    """One sentence for each reason, shared by all operators, why Triton kernels cannot serve these tensors."""
+    if not has_triton():
+        return ["Triton is not installed."]
+    given = [t for t in tensors if t is not None]
+    dtypes = {t.dtype for t in given}
+    if interpreted():
+        # Its bfloat16 dots and sums are wrong (triton-lang/triton issue 11584).
+        return ["Triton's interpreter does not compute in bfloat16."] if torch.bfloat16 in dtypes else []
+    reasons = []
+    if torch.float64 in dtypes:
+        reasons.append("Its kernels serve float64 in Triton's interpreter only.")
+    if any(t.device.type not in ("cuda", "meta") for t in given):
+        reasons.append("Its kernels need tensors on a GPU (or TRITON_INTERPRET=1 before Python starts).")
+    return reasons
+
+
+def needs_int64(tensor: torch.Tensor) -> bool:
+    """Whether an offset into the tensor's storage can exceed 2^31 - 1."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 0)
+    return last >= 2**31
