@@ -1,0 +1,45 @@
+"""Work of the Token Turing Machine operators: matrix products only, 2 operations per multiply-add.
+
+The one place where the formulas stand: the operators register them with `torch.utils.flop_counter`, and cost models
+call them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def summary_flops(batch: int, tokens: int, d: int, hidden: Sequence[int], k: Sequence[int]) -> int:
+    """Forward of a TokenLearner summary of `tokens` tokens, or of a part of them.
+
+    Scores cost d x hidden and hidden x k a token, the weighted sum k x d. Several summaries of the same tokens are
+    given as several entries of `hidden` and `k`. The work of a part of the tokens is proportional to it, so reading and
+    writing costs the same in the time-parallel and in the step-by-step form.
+    """
+    return 2 * batch * tokens * sum(d * h + h * n + n * d for h, n in zip(hidden, k, strict=True))
+
+
+def summary_backward_flops(
+    batch: int, tokens: int, d: int, hidden: Sequence[int], k: Sequence[int], tokens_with_grad: int | None = None
+) -> int:
+    """Backward of `summary_flops`: the scores are computed again from the saved hidden layer.
+
+    Gradients of the scores and of the weights for all tokens; gradients of the tokens for `tokens_with_grad` of them.
+    """
+    with_grad = tokens if tokens_with_grad is None else tokens_with_grad
+    for_all = sum(n * d + 3 * h * n + h * d for h, n in zip(hidden, k, strict=True))
+    for_tokens = sum(n * d + h * d for h, n in zip(hidden, k, strict=True))
+    return 2 * batch * (tokens * for_all + with_grad * for_tokens)
+
+
+def scan_flops(
+    batch: int, chunks: int, inputs: int, d: int, memory: int, read: int, hidden: tuple[int, int] = (64, 64)
+) -> int:
+    """Forward of `ttm_scan` with TokenLearner read and write, without the process unit.
+
+    Args:
+        inputs: n, tokens a chunk; memory: s; read: r; hidden: widths of the read's and the write's score networks.
+    """
+    reading = summary_flops(batch, memory + inputs, d, hidden[:1], [read])
+    writing = summary_flops(batch, memory + inputs + read, d, hidden[1:], [memory])
+    return chunks * (reading + writing)

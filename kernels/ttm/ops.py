@@ -1,0 +1,159 @@
+"""The opaque operator behind every TokenLearner summary, with its autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..core.library import define
+from ..core.numerics import accumulate_dtype
+from . import eager
+from .flops import summary_backward_flops, summary_flops
+
+
+def _implementation(backend: str) -> Any:
+    if backend == "torch":
+        return eager
+    raise ValueError(f"no implementation of ttm_summary for backend {backend!r}")
+
+
+def _forward(sources, positions, w1, b1, w2, b2, carry_out, carry_lse, backend):
+    return _implementation(backend).summary_forward(sources, positions, w1, b1, w2, b2, carry_out, carry_lse)
+
+
+def _forward_fake(sources, positions, w1, b1, w2, b2, carry_out, carry_lse, backend):
+    first = sources[0]
+    batch, d = first.shape[0], first.shape[2]
+    k = sum(w.shape[0] for w in w2)
+    tokens = sum(v.shape[1] for v in sources)
+    out = first.new_empty(batch, k, d)
+    lse = first.new_empty(batch, k, dtype=accumulate_dtype(first.dtype))
+    return out, lse, first.new_empty(batch, tokens, w1.shape[0])
+
+
+def _forward_flops(sources, positions, w1, b1, w2, b2, *args: Any, **kwargs: Any) -> int:
+    tokens = sum(v.shape[1] for v in sources)
+    batch, _, d = sources[0].shape
+    return summary_flops(batch, tokens, d, [w.shape[1] for w in w2], [w.shape[0] for w in w2])
+
+
+def _backward(grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, *rest: Any) -> Any:
+    carry_out, carry_lse, source_grads, backend = rest
+    return _implementation(backend).summary_backward(
+        grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, carry_out, carry_lse, source_grads
+    )
+
+
+def _backward_fake(grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, *rest: Any) -> Any:
+    carry_out, carry_lse, source_grads, _ = rest
+    shaped = [v for v, wanted in zip(sources, source_grads, strict=True) if wanted]
+    shaped += [*positions, w1, b1, *w2, *b2]
+    if carry_out is not None:
+        shaped += [carry_out, carry_lse]
+    return [t.new_empty(t.shape) for t in shaped]
+
+
+def _backward_flops(grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, *rest, **kwargs) -> int:
+    source_grads = rest[2]
+    tokens = sum(v.shape[1] for v in sources)
+    wanted = sum(v.shape[1] for v, grad in zip(sources, source_grads, strict=True) if grad or positions)
+    batch, _, d = sources[0].shape
+    return summary_backward_flops(batch, tokens, d, [w.shape[1] for w in w2], [w.shape[0] for w in w2], wanted)
+
+
+_ARGUMENTS = (
+    "Tensor[] sources, Tensor[] positions, Tensor w1, Tensor b1, Tensor[] w2, Tensor[] b2, "
+    "Tensor? carry_out, Tensor? carry_lse"
+)
+
+ttm_summary = define(
+    f"ttm_summary({_ARGUMENTS}, str backend) -> (Tensor, Tensor, Tensor)",
+    impl=_forward,
+    fake=_forward_fake,
+    flops=_forward_flops,
+)
+"""Summaries of the tokens of all sources [B, p_i, d], merged with a carried partial.
+
+Several summaries of the same tokens run side by side: summary i owns rows of w1 [J, d] and b1 [J] in order, and has
+w2[i] [k_i, J_i], b2[i] [k_i]; K is the sum of k_i. Norm weight and bias are folded into w1 and b1 and the rows of w1
+have mean zero (`fold` in summaries.py). positions: empty, or one [p_i, d] a source. carry_out [B, K, d], carry_lse
+[B, K]: the summary of other tokens and the logarithm of its softmax denominator.
+Returns out [B, K, d], lse [B, K] in the precision of sums, and the hidden layer [B, p, J] that backward needs.
+"""
+
+ttm_summary_backward = define(
+    "ttm_summary_backward(Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse, Tensor hidden, "
+    f"{_ARGUMENTS}, bool[] source_grads, str backend) -> Tensor[]",
+    impl=_backward,
+    fake=_backward_fake,
+    flops=_backward_flops,
+)
+"""Gradients of: the sources whose `source_grads` is true, positions, w1, b1, w2, b2, and, if given, both carries."""
+
+
+class _Summary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, backend, n_sources, n_positions, n_sets, *tensors):
+        sources, positions, w1, b1, w2, b2, carry = _unflatten(tensors, n_sources, n_positions, n_sets)
+        out, lse, hidden = ttm_summary(sources, positions, w1, b1, w2, b2, *carry, backend)
+        ctx.save_for_backward(out, lse, hidden, *tensors)
+        ctx.settings = backend, n_sources, n_positions, n_sets
+        return out, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_out, grad_lse):
+        backend, n_sources, n_positions, n_sets = ctx.settings
+        out, lse, hidden, *tensors = ctx.saved_tensors
+        sources, positions, w1, b1, w2, b2, carry = _unflatten(tensors, n_sources, n_positions, n_sets)
+        needed = list(ctx.needs_input_grad[4 : 4 + n_sources])
+        grads = ttm_summary_backward(
+            grad_out.contiguous(),
+            grad_lse,
+            out,
+            lse,
+            hidden,
+            sources,
+            positions,
+            w1,
+            b1,
+            w2,
+            b2,
+            *carry,
+            needed,
+            backend,
+        )
+        given = iter(grads)
+        of_sources = [next(given) if wanted else None for wanted in needed]
+        rest = list(given)
+        rest += [None] * (len(tensors) - n_sources - len(rest))
+        return None, None, None, None, *of_sources, *rest
+
+
+def _unflatten(tensors: Sequence[Any], n_sources: int, n_positions: int, n_sets: int) -> Any:
+    taken = iter(tensors)
+
+    def take(count: int) -> list[Any]:
+        return [next(taken) for _ in range(count)]
+
+    sources, positions, (w1, b1) = take(n_sources), take(n_positions), take(2)
+    return sources, positions, w1, b1, take(n_sets), take(n_sets), take(2)
+
+
+def summary(
+    sources: Sequence[torch.Tensor],
+    positions: Sequence[torch.Tensor],
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: Sequence[torch.Tensor],
+    b2: Sequence[torch.Tensor],
+    carry_out: torch.Tensor | None,
+    carry_lse: torch.Tensor | None,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`ttm_summary` with gradients: out [B, K, d] and lse [B, K]."""
+    tensors = (*sources, *positions, w1, b1, *w2, *b2, carry_out, carry_lse)
+    return _Summary.apply(backend, len(sources), len(positions), len(w2), *tensors)
