@@ -108,8 +108,8 @@ def chunked_attention(
     expect_int("sinks", sinks, minimum=0)
     _check_packing(cu_seqlens_q, cu_seqlens_k, q.shape[2], k.shape[2])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
-    chosen = choose_backend("chunked_attention", backend, q.is_cuda, ["The Triton kernels are not built yet."])
     q, k, v = autocast(q, k, v)  # type: ignore[assignment]
+    chosen = choose_backend("chunked_attention", backend, q.is_cuda, ["It has no Triton kernels."])
     if chosen == "reference":
         out, lse = chunked_attention_reference(
             q,

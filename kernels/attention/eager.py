@@ -58,21 +58,49 @@ def backward(
     grad, q, k, v = (_last_contiguous(t) for t in (grad, q, k, v))
     if grad_lse is not None:
         grad, q, k, v, out = _fold_lse_gradient(grad, grad_lse, q, k, v, out)
+    blocks = _blocks(q, layout)
+    if _is_one_call(blocks, q, k):
+        call = blocks[0].calls[0]
+        grads = attend_backward(grad, q, k, v, out, lse, causal=call.causal, mask=_mask(call, q), scale=scale)
+    else:
+        grads = _sum_of_calls(grad, q, k, v, out, lse, blocks, scale)
+    dq, dk, dv = (t[..., :width].to(q.dtype).contiguous() for t in grads)
+    return dq, dk, dv
+
+
+def _is_one_call(blocks: tuple[Block, ...], q: torch.Tensor, k: torch.Tensor) -> bool:
+    if len(blocks) != 1 or len(blocks[0].calls) != 1:
+        return False
+    block, call = blocks[0], blocks[0].calls[0]
+    return block.q1 - block.q0 == q.shape[2] and call.k1 - call.k0 == k.shape[2]
+
+
+def _sum_of_calls(
+    grad: torch.Tensor,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    blocks: tuple[Block, ...],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """dq in the dtype of q; dk and dv, to which many calls add, in that of lse."""
     dq = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     dk, dv = (torch.zeros(k.shape, dtype=lse.dtype, device=k.device) for _ in range(2))
-    for block in _blocks(q, layout):
+    for block in blocks:
         rows = slice(block.q0, block.q1)
         grad_b, q_b, out_b, lse_b = (t[:, :, rows] for t in (grad, q, out, lse))
-        for i, call in enumerate(block.calls):
+        for call in block.calls:
             keys = slice(call.k0, call.k1)
             mask = _mask(call, q)
             parts = attend_backward(
                 grad_b, q_b, k[:, :, keys], v[:, :, keys], out_b, lse_b, causal=call.causal, mask=mask, scale=scale
             )
-            dq[:, :, rows] = parts[0] if i == 0 else dq[:, :, rows] + parts[0]
+            dq[:, :, rows] += parts[0]
             dk[:, :, keys] += parts[1]
             dv[:, :, keys] += parts[2]
-    return tuple(t[..., :width].to(q.dtype).contiguous() for t in (dq, dk, dv))  # type: ignore[return-value]
+    return dq, dk, dv
 
 
 def _block_forward(
