@@ -8,7 +8,9 @@ import torch
 
 from mirasol.kernels.combiner import eager, reference
 from mirasol.kernels.combiner.chunks import take_last_m
+from mirasol.kernels.combiner.ops import CombinerProject
 from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor
+from mirasol.kernels.core.device import triton_refusals
 from mirasol.kernels.core.dispatch import Backend, autocast, autocast_dtype, choose_backend
 
 NORMS = ("layer", "rms", None)
@@ -77,7 +79,10 @@ def combiner_project(
     bias, norm_weight, norm_bias = autocast(bias, norm_weight, norm_bias)
     for name, value in _named(weight, bias, norm_weight, norm_bias):
         expect(value.dtype == x.dtype, name, f"be {x.dtype} like x", value)
-    chosen = choose_backend("combiner_project", backend, x.is_cuda, ["There is no Triton kernel for it."])
+    refusals = [] if backend in ("torch", "reference") else triton_refusals(x)
+    chosen = choose_backend("combiner_project", backend, x.is_cuda, refusals)
+    if chosen == "triton":
+        return CombinerProject.apply(x, m, weight, bias, norm_weight, norm_bias, eps, norm or "none", boundaries)
     serve = reference.combiner_project if chosen == "reference" else eager.combiner_project
     return serve(x, m, weight, bias, norm_weight, norm_bias, eps, norm, boundaries)
 
