@@ -198,8 +198,7 @@ def _backend(op: str, backend: str, memory: torch.Tensor) -> str:
 
 def _lower(*values: Any) -> Any:
     """Cast tensors, also inside parameters, to the autocast dtype where autocast is on."""
-    first = next(v for v in values if isinstance(v, torch.Tensor))
-    kind = first.device.type
+    kind = next((v.device.type for v in values if isinstance(v, torch.Tensor)), "meta")
     if kind == "meta" or not torch.is_autocast_enabled(kind):
         return values
     return _cast(values, torch.get_autocast_dtype(kind))

@@ -111,7 +111,7 @@ class LatentQuery:
     """Attention of learned queries, made of library matrix products.
 
     The queries are constants, so that scores need no projected keys: q_h (Wk_h v) = (q_h Wk_h) v, and the key bias
-    falls out of the softmax. The values are projected after pooling where that is less work (H k < d), before it
+    is one number a query, which falls out of the softmax but belongs to lse. The values are projected after pooling where that is less work (H k < d), before it
     otherwise.
     """
 
@@ -123,6 +123,7 @@ class LatentQuery:
         queries = torch.nn.functional.linear(params.queries, params.wq, params.bq) * width**-0.5
         per_head = queries.unflatten(-1, (heads, width)).transpose(0, 1)  # [H, k, D]
         self.queries = per_head
+        self.shift = torch.bmm(per_head, params.bk.unflatten(0, (heads, width, 1)))  # [H, k, 1]
         self.pool_first = heads * queries.shape[0] < queries.shape[1]
         self.folded = torch.bmm(per_head, params.wk.unflatten(0, (heads, width))) if self.pool_first else None
 
@@ -149,7 +150,7 @@ class LatentQuery:
             out = torch.matmul(pooled, p.wv.unflatten(0, (heads, -1)).transpose(1, 2))  # [B, H, k, D]
         else:
             out = torch.matmul(weights, torch.nn.functional.linear(v, p.wv).unflatten(-1, (heads, -1)).transpose(1, 2))
-        return Partial(out.transpose(1, 2).flatten(2) + p.bv, lse)
+        return Partial(out.transpose(1, 2).flatten(2) + p.bv, lse + self.shift[..., 0])
 
     def _merge(self, partials: Sequence[Partial]) -> Partial:
         if len(partials) == 1:
@@ -186,4 +187,4 @@ class MeanPool:
         start, end = row * total // self.k, -(-(row + 1) * total // self.k)
         token = torch.arange(offset, offset + self.sizes[part], device=like.device)
         inside = (token >= start) & (token < end)
-        return (inside / (end - start)).to(like.dtype)
+        return inside.to(like.dtype) / (end - start).to(like.dtype)
