@@ -25,3 +25,4 @@ from .tubes.geometry import Tube as Tube
 from .tubes.geometry import check_tubes as check_tubes
 from .tubes.geometry import tube_centres as tube_centres
 from .tubes.geometry import tube_grid as tube_grid
+from .tubes.native import build_info as build_info

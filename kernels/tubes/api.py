@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, get_args
 
 import torch
 
 from ..core.checks import FLOATS, expect, expect_tensor
-from ..core.dispatch import Backend, choose_backend
 from . import reference
 from .geometry import CHANNELS, Tube, check_tubes
 from .ops import ExtractTubes
 
-_NO_TRITON = ["its fused kernels are native code; leave backend at 'auto' to use them where they are built."]
+TubeBackend = Literal["auto", "native", "torch", "reference"]
 
 
 def extract_tubes(
@@ -22,7 +22,7 @@ def extract_tubes(
     mean: Sequence[float],
     std: Sequence[float],
     dtype: torch.dtype = torch.float32,
-    backend: Backend = "auto",
+    backend: TubeBackend = "auto",
 ) -> list[torch.Tensor]:
     """Cut sparse tubes out of a clip and normalise them; pixels that no tube covers are never read.
 
@@ -37,7 +37,9 @@ def extract_tubes(
         tubes: shapes to cut, see `Tube`; `TUBEVIT_TUBES` are the published ones.
         mean, std: per channel, in the scale of the (uint8: scaled) pixels; the token holds `(x - mean) / std`.
         dtype: of the tokens: float32, bfloat16, float16 or float64. Autocast does not change it.
-        backend: "auto", "torch" or "reference".
+        backend: "native" is compiled code (CUDA for a clip on a GPU, C++ for one on the CPU) and refuses with the
+            reason where it was not built; "torch" is plain PyTorch; "auto" takes native code where it can serve the
+            call, else PyTorch. There is no Triton kernel: "triton" is refused.
     Returns:
         One [B, N_i, kt*kh*kw*3] tensor per tube, contiguous. Tokens in the order (t, h, w) of their place, `N_i` the
         product of `tube_grid`; inside a token (t, h, w, channel). A floating clip receives a gradient.
@@ -53,13 +55,14 @@ def extract_tubes(
     expect(all(s > 0 for s in stds), "std", "be positive in every channel", std)
     if dtype not in FLOATS:
         raise TypeError(f"dtype must be float32, bfloat16, float16 or float64, was {dtype}")
-    if choose_backend("extract_tubes", backend, clip.is_cuda, _NO_TRITON) == "reference":
+    _check_backend(backend)
+    if backend == "reference":
         return reference.extract_tubes(clip, checked, means, stds, dtype)
     unit = 255.0 if clip.dtype == torch.uint8 else 1.0
     scale = [1 / (unit * s) for s in stds]
     shift = [-m / s for m, s in zip(means, stds, strict=True)]
     numbers = [n for tube in checked for triple in tube for n in triple]
-    return list(ExtractTubes.apply(clip, numbers, scale, shift, dtype))
+    return list(ExtractTubes.apply(clip, numbers, scale, shift, dtype, backend))
 
 
 def channels_last(video: torch.Tensor) -> torch.Tensor:
@@ -74,6 +77,15 @@ def channels_last(video: torch.Tensor) -> torch.Tensor:
         )
     expect(first or last, "video", "be [B, frames, H, W, 3] or [B, 3, frames, H, W]", video)
     return video if last else video.movedim(1, -1)
+
+
+def _check_backend(backend: str) -> None:
+    if backend == "triton":
+        raise ValueError(
+            'extract_tubes cannot run with backend="triton": its kernels are native code. Use "native", or "auto" '
+            "to fall back to PyTorch where that is not built."
+        )
+    expect(backend in get_args(TubeBackend), "backend", f"be one of {', '.join(get_args(TubeBackend))}", backend)
 
 
 def _triple(name: str, values: Sequence[float]) -> list[float]:

@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ..core.library import define
-from . import eager
+from . import eager, native
 from .geometry import Tube, tube_grid
 
 
@@ -19,14 +19,38 @@ def _unpack(numbers: Sequence[int]) -> list[Tube]:
     return [Tube(row[:3], row[3:6], row[6:]) for row in rows]  # type: ignore[arg-type]
 
 
+def _choose_native(backend: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+    """Whether native code serves the call. Asked when the operator runs: a compiled graph holds no such choice."""
+    if backend == "torch":
+        return False
+    refusals = native.refusals(tensor, dtype)
+    if backend == "native" and refusals:
+        raise ValueError('extract_tubes cannot run with backend="native": ' + " ".join(refusals))
+    return not refusals
+
+
 def _extract(
-    video: torch.Tensor, tubes: Sequence[int], scale: Sequence[float], shift: Sequence[float], dtype: torch.dtype
+    video: torch.Tensor,
+    tubes: Sequence[int],
+    scale: Sequence[float],
+    shift: Sequence[float],
+    dtype: torch.dtype,
+    backend: str,
 ) -> list[torch.Tensor]:
-    return eager.extract(video, _unpack(tubes), scale, shift, dtype)
+    if not _choose_native(backend, video, dtype):
+        return eager.extract(video, _unpack(tubes), scale, shift, dtype)
+    tokens = _extract_fake(video, tubes, scale, shift, dtype, backend)
+    native.extract(video, tubes, scale, shift, tokens)
+    return tokens
 
 
 def _extract_fake(
-    video: torch.Tensor, tubes: Sequence[int], scale: Sequence[float], shift: Sequence[float], dtype: torch.dtype
+    video: torch.Tensor,
+    tubes: Sequence[int],
+    scale: Sequence[float],
+    shift: Sequence[float],
+    dtype: torch.dtype,
+    backend: str,
 ) -> list[torch.Tensor]:
     batch, frames, height, width, _ = video.shape
     outputs = []
@@ -42,8 +66,14 @@ def _scatter(
     scale: Sequence[float],
     shape: Sequence[int],
     dtype: torch.dtype,
+    backend: str,
 ) -> torch.Tensor:
-    return eager.scatter([grad.contiguous() for grad in grads], _unpack(tubes), scale, shape, dtype)
+    dense = [grad.contiguous() for grad in grads]
+    if not _choose_native(backend, dense[0], dtype):
+        return eager.scatter(dense, _unpack(tubes), scale, shape, dtype)
+    video = _scatter_fake(dense, tubes, scale, shape, dtype, backend)
+    native.scatter(dense, tubes, scale, video)
+    return video
 
 
 def _scatter_fake(
@@ -52,18 +82,20 @@ def _scatter_fake(
     scale: Sequence[float],
     shape: Sequence[int],
     dtype: torch.dtype,
+    backend: str,
 ) -> torch.Tensor:
     return grads[0].new_empty(shape, dtype=dtype)
 
 
 extract_op = define(
-    "tubes_extract(Tensor video, int[] tubes, float[] scale, float[] shift, ScalarType dtype) -> Tensor[]",
+    "tubes_extract(Tensor video, int[] tubes, float[] scale, float[] shift, ScalarType dtype, str backend) -> Tensor[]",
     impl=_extract,
     fake=_extract_fake,
     flops=None,
 )
 scatter_op = define(
-    "tubes_scatter(Tensor[] grads, int[] tubes, float[] scale, SymInt[] shape, ScalarType dtype) -> Tensor",
+    "tubes_scatter(Tensor[] grads, int[] tubes, float[] scale, SymInt[] shape, ScalarType dtype, str backend) "
+    "-> Tensor",
     impl=_scatter,
     fake=_scatter_fake,
     flops=None,
@@ -81,14 +113,13 @@ class ExtractTubes(torch.autograd.Function):
         scale: list[float],
         shift: list[float],
         dtype: torch.dtype,
+        backend: str,
     ) -> tuple[torch.Tensor, ...]:
-        ctx.args = tubes, scale, video.shape, video.dtype
-        return tuple(extract_op(video, tubes, scale, shift, dtype))
+        ctx.args = tubes, scale, video.shape, video.dtype, backend
+        return tuple(extract_op(video, tubes, scale, shift, dtype, backend))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        if not ctx.needs_input_grad[0]:
-            return None, None, None, None, None
-        tubes, scale, shape, dtype = ctx.args
-        return scatter_op(list(grads), tubes, scale, shape, dtype), None, None, None, None
+        video = scatter_op(list(grads), *ctx.args) if ctx.needs_input_grad[0] else None
+        return video, None, None, None, None, None

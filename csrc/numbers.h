@@ -1,0 +1,79 @@
+// Half-precision numbers as they lie in memory, and conversions that a compiler can vectorise: no branches, no tables.
+// Rounding is to nearest even; every NaN becomes the quiet one, as in PyTorch.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "tubes.h"
+
+namespace mirasol {
+
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+
+MIRASOL_HD uint32_t bits_of(float x) {
+  uint32_t u;
+  std::memcpy(&u, &x, 4);
+  return u;
+}
+
+MIRASOL_HD float float_of(uint32_t u) {
+  float x;
+  std::memcpy(&x, &u, 4);
+  return x;
+}
+
+template <class To, class From>
+struct Convert {
+  static MIRASOL_HD To apply(From x) { return static_cast<To>(x); }
+};
+
+template <class To>
+struct Convert<To, Bfloat> {
+  static MIRASOL_HD To apply(Bfloat x) { return static_cast<To>(float_of(uint32_t{x.bits} << 16)); }
+};
+
+template <class To>
+struct Convert<To, Half> {
+  static MIRASOL_HD To apply(Half x) {
+    const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
+    const uint32_t normal = magnitude + (112u << 23);
+    const uint32_t tiny = bits_of(float_of(magnitude + (113u << 23)) - float_of(113u << 23));
+    const uint32_t huge = magnitude + (224u << 23);  // infinities and NaN
+    const uint32_t picked = magnitude >= (0x7c00u << 13) ? huge : magnitude < (0x0400u << 13) ? tiny : normal;
+    return static_cast<To>(float_of(picked | sign));
+  }
+};
+
+template <class From>
+struct Convert<Bfloat, From> {
+  static MIRASOL_HD Bfloat apply(From x) {
+    const uint32_t u = bits_of(static_cast<float>(x));
+    const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+    return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+  }
+};
+
+template <class From>
+struct Convert<Half, From> {
+  static MIRASOL_HD Half apply(From x) {
+    const uint32_t u = bits_of(static_cast<float>(x)), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
+    const uint32_t huge = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
+    const uint32_t tiny = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
+    const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
+    const uint32_t picked = magnitude >= 0x47800000u ? huge : magnitude < 0x38800000u ? tiny : normal;
+    return {static_cast<uint16_t>(picked | sign)};
+  }
+};
+
+template <class To, class From>
+MIRASOL_HD To convert(From x) {
+  return Convert<To, From>::apply(x);
+}
+
+}  // namespace mirasol

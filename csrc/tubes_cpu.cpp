@@ -1,0 +1,241 @@
+// The CPU path. This file is compiled once per instruction set, in a namespace MIRASOL_ISA of its own; products are
+// never contracted with sums, so that every instruction set, the GPU and PyTorch itself round alike.
+#include "tubes_cpu.h"
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <type_traits>
+
+#include "numbers.h"
+
+namespace mirasol {
+namespace MIRASOL_ISA {
+namespace {
+
+template <class A, class B>
+using Compute = std::conditional_t<std::is_same_v<A, double> || std::is_same_v<B, double>, double, float>;
+
+// How a row of pixels lies in memory. Packed: three channels beside each other. Planar: each channel beside itself.
+enum class Layout { kPacked, kPlanar, kStrided };
+
+constexpr int64_t kBuffer = 4096;  // elements
+
+Layout layout_of(const Clip& clip) {
+  if (clip.stride[4] == 1 && clip.stride[3] == kChannels) return Layout::kPacked;
+  return clip.stride[3] == 1 ? Layout::kPlanar : Layout::kStrided;
+}
+
+// Threads worth waking for so many elements.
+int team(int64_t elements, int threads) {
+  constexpr int64_t least = 1 << 15;
+  return elements / least + 1 < threads ? static_cast<int>(elements / least + 1) : threads;
+}
+
+// The channels' factors, repeated: as long as every vector register divides, in elements of a token.
+template <class C>
+struct Factors {
+  static constexpr int kPeriod = 48;
+  C scale[kPeriod], shift[kPeriod];
+
+  explicit Factors(const Affine& affine) {
+    for (int i = 0; i < kPeriod; ++i) {
+      scale[i] = static_cast<C>(affine.scale[i % kChannels]);
+      shift[i] = static_cast<C>(affine.shift[i % kChannels]);
+    }
+  }
+};
+
+// Normalises and converts up to a period of elements; `n` is a constant wherever it matters. Half precision takes a loop
+// of its own before or behind, because compilers do not vectorise its conversion together with the rest.
+template <class In, class Out, class C>
+MIRASOL_HD void normalise_stretch(const In* __restrict in, Out* __restrict out, const Factors<C>& by, int n) {
+  if constexpr (std::is_same_v<In, Half>) {
+    C pixels[Factors<C>::kPeriod];
+    for (int i = 0; i < n; ++i) pixels[i] = convert<C>(in[i]);
+    normalise_stretch(pixels, out, by, n);
+  } else if constexpr (std::is_same_v<Out, Half>) {
+    C elements[Factors<C>::kPeriod];
+    normalise_stretch(in, elements, by, n);
+    for (int i = 0; i < n; ++i) out[i] = convert<Half>(elements[i]);
+  } else {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) out[i] = convert<Out>(convert<C>(in[i]) * by.scale[i] + by.shift[i]);
+  }
+}
+
+// Normalises and converts `n` elements in the order of a token, the first of them of channel 0.
+template <class In, class Out, class C>
+void normalise(const In* __restrict in, Out* __restrict out, const Factors<C>& by, int64_t n) {
+  constexpr int period = Factors<C>::kPeriod;
+  int64_t i = 0;
+  for (; i + period <= n; i += period) normalise_stretch(in + i, out + i, by, period);
+  normalise_stretch(in + i, out + i, by, static_cast<int>(n - i));
+}
+
+// Copies a row of pixels side by side. A constant `Width` turns the copy into a few moves.
+template <Layout layout, int Width, class In>
+inline void copy_row(const In* __restrict in, In* __restrict out, const Clip& clip, int width) {
+  const int n = Width ? Width : width;
+  if constexpr (layout == Layout::kPacked) {
+    std::memcpy(out, in, n * kChannels * sizeof(In));
+  } else {
+    const int64_t step = layout == Layout::kPlanar ? 1 : clip.stride[3], plane = clip.stride[4];
+    for (int i = 0; i < n; ++i) {
+      out[i * kChannels] = in[i * step];
+      out[i * kChannels + 1] = in[plane + i * step];
+      out[i * kChannels + 2] = in[2 * plane + i * step];
+    }
+  }
+}
+
+// Copies the rows [first, last) of a token, counted through its frames.
+template <Layout layout, int Width, class In>
+void copy_rows(const In* in, In* out, const Tube& tube, const Clip& clip, uint32_t first, uint32_t last) {
+  const int width = static_cast<int>(tube.kernel[2]);
+  for (uint32_t row = first; row < last; ++row) {
+    uint32_t t = row;
+    const uint32_t h = tube.by_plane.split(t);
+    copy_row<layout, Width>(in + inside(clip, {t, h, 0}), out, clip, width);
+    out += width * kChannels;
+  }
+}
+
+template <Layout layout, class In>
+auto pick_copy(uint32_t width) {
+  switch (width) {
+    case 4: return copy_rows<layout, 4, In>;
+    case 8: return copy_rows<layout, 8, In>;
+    case 12: return copy_rows<layout, 12, In>;
+    case 16: return copy_rows<layout, 16, In>;
+    default: return copy_rows<layout, 0, In>;
+  }
+}
+
+template <Layout layout, class In, class Out>
+void extract(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const In* video,
+             void* const* tokens, int threads) {
+  using C = Compute<In, Out>;
+  const Factors<C> by(affine);
+  int64_t elements = 0;
+  for (const Tube& tube : tubes) elements += clip.size[0] * tube.tokens() * tube.elements();
+#pragma omp parallel num_threads(team(elements, threads))
+  for (size_t i = 0; i < tubes.size(); ++i) {
+    const Tube& tube = tubes[i];
+    const int64_t count = clip.size[0] * tube.tokens(), row = int64_t{tube.kernel[2]} * kChannels;
+    const uint32_t rows = tube.kernel[0] * tube.kernel[1];
+    const auto copy = pick_copy<layout, In>(tube.kernel[2]);
+    // A part of a token passes through a buffer that stays in the nearest cache.
+    const uint32_t most = row < kBuffer ? static_cast<uint32_t>(kBuffer / row) : 1;
+    const std::unique_ptr<In[]> buffer(new In[most * row]);
+    Out* out = static_cast<Out*>(tokens[i]);
+#pragma omp for schedule(static) nowait
+    for (int64_t n = 0; n < count; ++n) {
+      uint32_t b = static_cast<uint32_t>(n);
+      const Place at = tube.token(b);
+      const In* from = video + tube.origin(clip, b, at);
+      for (uint32_t first = 0; first < rows; first += most) {
+        const uint32_t last = rows - first < most ? rows : first + most;
+        copy(from, buffer.get(), tube, clip, first, last);
+        normalise(buffer.get(), out + n * tube.elements() + first * row, by, (last - first) * row);
+      }
+    }
+  }
+}
+
+// Adds to one row of the clip's gradient what every token that covers it holds, tubes and tokens in their order.
+template <class In, class C>
+void gather_row(const std::vector<Tube>& tubes, const void* const* tokens, uint32_t b, uint32_t frame, uint32_t height,
+                C* row) {
+  for (size_t i = 0; i < tubes.size(); ++i) {
+    const Tube& tube = tubes[i];
+    uint32_t t0, t1, h0, h1;
+    tube.covering(0, frame, t0, t1);
+    tube.covering(1, height, h0, h1);
+    const int64_t width = int64_t{tube.kernel[2]} * kChannels;
+    for (uint32_t t = t0; t < t1; ++t) {
+      const int64_t dt = frame - tube.offset[0] - t * tube.stride[0];
+      for (uint32_t h = h0; h < h1; ++h) {
+        const int64_t dh = height - tube.offset[1] - h * tube.stride[1];
+        const int64_t first = ((int64_t{b} * tube.grid[0] + t) * tube.grid[1] + h) * tube.grid[2];
+        const In* in = static_cast<const In*>(tokens[i]) + first * tube.elements() + (dt * tube.kernel[1] + dh) * width;
+        C* out = row + int64_t{tube.offset[2]} * kChannels;
+        for (uint32_t w = 0; w < tube.grid[2]; ++w) {
+#pragma omp simd
+          for (int64_t e = 0; e < width; ++e) out[e] += convert<C>(in[e]);
+          in += tube.elements();
+          out += int64_t{tube.stride[2]} * kChannels;
+        }
+      }
+    }
+  }
+}
+
+template <class In, class Out>
+void scatter(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const void* const* tokens,
+             Out* video, int threads) {
+  using C = Compute<In, Out>;
+  const int64_t rows = clip.size[0] * clip.size[1] * clip.size[2], length = clip.size[3] * kChannels;
+  C scale[kChannels];
+  for (int c = 0; c < kChannels; ++c) scale[c] = static_cast<C>(affine.scale[c]);
+#pragma omp parallel num_threads(team(rows * length, threads))
+  {
+    const std::unique_ptr<C[]> sum(new C[length]);
+#pragma omp for schedule(static)
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t frame = r / clip.size[2];
+      for (int64_t i = 0; i < length; ++i) sum[i] = 0;
+      gather_row<In>(tubes, tokens, static_cast<uint32_t>(frame / clip.size[1]),
+                     static_cast<uint32_t>(frame % clip.size[1]), static_cast<uint32_t>(r % clip.size[2]), sum.get());
+      Out* out = video + r * length;
+      for (int64_t w = 0; w < length; w += kChannels) {
+        for (int c = 0; c < kChannels; ++c) out[w + c] = convert<Out>(sum[w + c] * scale[c]);
+      }
+    }
+  }
+}
+
+template <class F>
+void with_float(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kFloat16: return f(Half{});
+    case Dtype::kBfloat16: return f(Bfloat{});
+    case Dtype::kFloat64: return f(double{});
+    default: return f(float{});
+  }
+}
+
+template <class F>
+void with_pixel(Dtype dtype, F f) {
+  return dtype == Dtype::kUint8 ? f(uint8_t{}) : with_float(dtype, f);
+}
+
+}  // namespace
+
+void extract(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const void* video, Dtype from,
+             void* const* tokens, Dtype to, int threads) {
+  with_pixel(from, [&](auto pixel) {
+    with_float(to, [&](auto element) {
+      using In = decltype(pixel);
+      using Out = decltype(element);
+      const In* in = static_cast<const In*>(video);
+      switch (layout_of(clip)) {
+        case Layout::kPacked: return extract<Layout::kPacked, In, Out>(clip, tubes, affine, in, tokens, threads);
+        case Layout::kPlanar: return extract<Layout::kPlanar, In, Out>(clip, tubes, affine, in, tokens, threads);
+        case Layout::kStrided: return extract<Layout::kStrided, In, Out>(clip, tubes, affine, in, tokens, threads);
+      }
+    });
+  });
+}
+
+void scatter(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const void* const* tokens,
+             Dtype from, void* video, Dtype to, int threads) {
+  with_float(from, [&](auto element) {
+    with_float(to, [&](auto pixel) {
+      scatter<decltype(element)>(clip, tubes, affine, tokens, static_cast<decltype(pixel)*>(video), threads);
+    });
+  });
+}
+
+}  // namespace MIRASOL_ISA
+}  // namespace mirasol

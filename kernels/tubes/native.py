@@ -1,0 +1,109 @@
+"""The `native` backend: the compiled modules, found or missed once, and called with pointers, shapes and strides."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
+_MODULES = {"cpu": "_native", "cuda": "_cuda"}
+
+
+@functools.cache
+def _load(name: str) -> tuple[ModuleType | None, str]:
+    """A compiled module, or None and the reason why it is missing."""
+    try:
+        return importlib.import_module(f"{__package__}.{name}"), ""
+    except ImportError as error:
+        report = _build_report().get(name, {})
+        if report.get("built"):
+            return None, f"{name} was built but does not load: {error}"
+        return None, report.get("why", f"{name} was not built: the package was not installed by its setup.py")
+
+
+@functools.cache
+def _build_report() -> dict[str, Any]:
+    path = Path(__file__).with_name("_build.json")
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def build_info() -> dict[str, dict[str, Any]]:
+    """What of the native extension is built, how, and why a part is missing.
+
+    Returns:
+        Per module ("cpu": the C++ one, "cuda": the CUDA one) `available` (it loads), and where known `compiler`,
+        `flags`, `architectures`, `isa` (the CPU's instruction set in use), else `why` it is missing.
+    """
+    info: dict[str, dict[str, Any]] = {}
+    for device, name in _MODULES.items():
+        module, why = _load(name)
+        entry = {k: v for k, v in _build_report().get(name, {}).items() if k != "built"}
+        entry["available"] = module is not None
+        if module is None:
+            entry["why"] = why
+        elif device == "cpu":
+            entry["isa"] = module.isa
+        info[device] = entry
+    return info
+
+
+def refusals(video: torch.Tensor, dtype: torch.dtype) -> list[str]:
+    """One sentence for each reason why native code cannot serve this call."""
+    device = video.device.type
+    if device not in _MODULES:
+        return [f"there is no native code for tensors on {video.device}."]
+    module, why = _load(_MODULES[device])
+    reasons = [] if module is not None else [f"{why}."]
+    if device == "cuda" and torch.float64 in (video.dtype, dtype):
+        reasons.append("the CUDA kernels do not serve float64.")
+    return reasons
+
+
+def extract(
+    video: torch.Tensor,
+    tubes: Sequence[int],
+    scale: Sequence[float],
+    shift: Sequence[float],
+    tokens: list[torch.Tensor],
+) -> None:
+    """Fill `tokens` (contiguous) from a clip [B, frames, H, W, 3] of any strides."""
+    pointers = [t.data_ptr() for t in tokens]
+    sizes, strides = list(video.shape[:4]), list(video.stride())
+    call = (
+        video.data_ptr(),
+        _CODES[video.dtype],
+        sizes,
+        strides,
+        tubes,
+        scale,
+        shift,
+        pointers,
+        _CODES[tokens[0].dtype],
+    )
+    _run(video, "extract", call)
+
+
+def scatter(grads: list[torch.Tensor], tubes: Sequence[int], scale: Sequence[float], video: torch.Tensor) -> None:
+    """Fill `video` (contiguous [B, frames, H, W, 3]) with the gradient of `extract`; `grads` are contiguous."""
+    pointers = [g.data_ptr() for g in grads]
+    sizes = list(video.shape[:4])
+    call = (pointers, _CODES[grads[0].dtype], tubes, scale, sizes, video.data_ptr(), _CODES[video.dtype])
+    _run(video, "scatter", call)
+
+
+def _run(on: torch.Tensor, function: str, call: tuple[Any, ...]) -> None:
+    module, why = _load(_MODULES[on.device.type])
+    if module is None:
+        raise RuntimeError(why)
+    if on.is_cuda:
+        with torch.cuda.device(on.device):
+            getattr(module, function)(*call, torch.cuda.current_stream().cuda_stream)
+    else:
+        getattr(module, function)(*call, torch.get_num_threads())
