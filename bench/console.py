@@ -1,0 +1,138 @@
+"""What a person sees: tables and a progress bar through rich where it is installed, plain text otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+try:
+    import rich  # noqa: F401
+
+    HAS_RICH = True
+except ImportError:
+    HAS_RICH = False
+
+WITHOUT_EXTRA = "The extra adds a progress bar, tables in colour and PNG plots: pip install -e '.[bench]'"
+
+
+@dataclass
+class Table:
+    """A table of text. The first `left` columns are aligned to the left, the others to the right."""
+
+    title: str
+    columns: list[str]
+    rows: list[list[str]]
+    left: int = 1
+    notes: list[str] = field(default_factory=list)
+
+
+class Console:
+    """Writes to a stream; `plain` forces text without rich."""
+
+    def __init__(self, stream: TextIO | None = None, plain: bool = False) -> None:
+        self.stream = stream if stream is not None else sys.stdout
+        self.rich = HAS_RICH and not plain
+
+    def say(self, text: str = "") -> None:
+        print(text, file=self.stream, flush=True)
+
+    def table(self, table: Table) -> None:
+        """One table with its title and notes."""
+        if self.rich and self.stream.isatty():
+            self._rich_table(table)
+        else:
+            self.say(plain_table(table))
+        for note in table.notes:
+            self.say(f"  {note}")
+        self.say()
+
+    def _rich_table(self, table: Table) -> None:
+        from rich.box import SIMPLE_HEAD
+        from rich.console import Console as RichConsole
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        drawn = RichTable(title=Text(table.title, "bold"), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+        for index, name in enumerate(table.columns):
+            drawn.add_column(Text(name), justify="left" if index < table.left else "right", no_wrap=index > 0)
+        for row in table.rows:
+            style = "red" if "FAIL" in row else "dim" if "SKIP" in row else ""
+            drawn.add_row(*(Text(cell) for cell in row), style=style)
+        RichConsole(file=self.stream).print(drawn)
+
+    def progress(self, total: int) -> Progress:
+        return _RichProgress(self, total) if self.rich and self.stream.isatty() else Progress(self, total)
+
+
+class Progress:
+    """A line when a case begins, and how long it took. Used as a context manager."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console, self.total, self.done, self.started = console, total, 0, 0.0
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def begin(self, name: str) -> None:
+        self.started = time.perf_counter()
+        count = f"[{self.done + 1:>{len(str(self.total))}}/{self.total}]"
+        print(f"{count} {name} ", end="", file=self.console.stream, flush=True)
+
+    def end(self, outcome: str) -> None:
+        self.done += 1
+        self.console.say(f"{outcome} ({time.perf_counter() - self.started:.1f} s)")
+
+
+class _RichProgress(Progress):
+    """A bar with the case that is running and the time since the start."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        super().__init__(console, total)
+        from rich.console import Console as RichConsole
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as Bar
+
+        self.bar: Any = Bar(
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}", markup=False),
+            console=RichConsole(file=console.stream),
+            transient=True,
+            refresh_per_second=2,  # drawing must not take time from what is measured
+        )
+        self.task = self.bar.add_task("", total=total)
+
+    def __enter__(self) -> Progress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.stop()
+
+    def begin(self, name: str) -> None:
+        self.bar.update(self.task, description=name)
+
+    def end(self, outcome: str) -> None:
+        self.bar.advance(self.task)
+
+
+def plain_table(table: Table) -> str:
+    """The table as aligned text, with a rule under the header."""
+    grid = [table.columns, *table.rows]
+    widths = [max(len(row[index]) for row in grid) for index in range(len(table.columns))]
+
+    def line(cells: list[str]) -> str:
+        aligned = (
+            cell.ljust(width) if index < table.left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        )
+        return "  ".join(aligned).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([table.title, line(table.columns), rule, *(line(row) for row in table.rows)])

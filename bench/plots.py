@@ -1,0 +1,186 @@
+"""PNG plots of a run, from its rows. Needs matplotlib."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+import report
+from rows import Row
+from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, PUBLISHED, SUITE, saving
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart
+COLOURS = {EVERYTHING: "#555555", CHUNKED: "#0072B2", CHUNKED_TTM: "#D55E00"}
+OURS, PEER, LIMIT = "#D55E00", "#8DA0B5", "#D9D9D9"
+LETTERS = {EVERYTHING: "(a)", CHUNKED: "(b)", CHUNKED_TTM: "(c)"}
+PANELS: list[tuple[str, str, Callable[[Row], Any], dict[str, float]]] = [
+    ("work ", "FLOPs", lambda row: row.flops, {"M": 1e6, "G": 1e9, "T": 1e12}),
+    ("time ", "Time", lambda row: row.median_ms, {"ms": 1.0, "s": 1e3}),
+    ("time ", "Peak memory", lambda row: row.peak_bytes, {"MiB": 2.0**20, "GiB": 2.0**30}),
+]
+"""Cases, title, what is drawn, units."""
+STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlesize": 11}
+
+
+def draw(rows: list[Row], folder: Path, prefix: str, caption: str) -> list[Path]:
+    """Draw every plot for which there are rows; returns the files.
+
+    Args:
+        prefix: of the files' names; caption: the machine line, at the foot of each plot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    with matplotlib.rc_context(STYLE):
+        for name, figure in _figures(rows):
+            figure.text(0.01, 0.008, caption, fontsize=6.5, color="#666666", ha="left", va="bottom")
+            path = folder / f"{prefix}-{name}.png"
+            figure.savefig(path, dpi=150)
+            written.append(path)
+    return written
+
+
+def _figures(rows: list[Row]) -> list[tuple[str, Figure]]:
+    good = [row for row in rows if row.status == "ok"]
+    savings = [row for row in good if row.suite == SUITE]
+    figures = []
+    if any(row.case.startswith(("work ", "time ")) for row in savings):
+        figures.append(("frames", _frames(savings)))
+    if any(row.case.startswith("TTM share ") for row in savings):
+        figures.append(("ttm", _ttm(savings)))
+    suites = dict.fromkeys(row.suite for row in good if row.suite != SUITE)
+    figures += [("peers", _peers(suite, [row for row in good if row.suite == suite])) for suite in suites]
+    return figures
+
+
+def _frames(rows: list[Row]) -> Figure:
+    """Work, time and memory over the length of the clip, both axes logarithmic, one panel each."""
+    figure = Figure(figsize=(12, 4.6))
+    for index, (prefix, title, value, units) in enumerate(PANELS, start=1):
+        axes = figure.add_subplot(1, 3, index)
+        shown = [row for row in rows if row.case.startswith(prefix) and value(row)]
+        unit, scale = _unit(units, max((value(row) for row in shown), default=1.0))
+        for place, (name, colour) in enumerate(COLOURS.items()):
+            line = sorted((row for row in shown if row.impl == name), key=lambda row: row.detail["frames"])
+            x, y = [row.detail["frames"] for row in line], [value(row) / scale for row in line]
+            axes.plot(x, y, "o-", color=colour, linewidth=2, markersize=5, label=f"{LETTERS[name]} {name}")
+            if title == "Time":
+                _spread(axes, line, scale, colour, 1 + 0.05 * (place - 1))
+        _log_axes(axes, sorted({row.detail["frames"] for row in shown}))
+        preset = shown[0].detail["preset"] if shown else ""
+        where = "counted" if prefix == "work " else f"{shown[0].device}, {shown[0].dtype}" if shown else ""
+        axes.set_title(f"{title}, {unit}: preset {preset} ({where})", loc="left")
+        axes.set_xlabel("frames in the clip")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False)
+    figure.subplots_adjust(left=0.05, right=0.985, bottom=0.17, top=0.83, wspace=0.2)
+    return figure
+
+
+def _unit(units: dict[str, float], largest: float) -> tuple[str, float]:
+    """The largest unit in which the largest value is at least 3."""
+    fitting = [(name, scale) for name, scale in units.items() if largest >= 3 * scale]
+    return fitting[-1] if fitting else next(iter(units.items()))
+
+
+def _spread(axes: Axes, line: list[Row], scale: float, colour: str, shift: float) -> None:
+    """The 20th to the 80th percentile of the rounds, side by side so that none hides another."""
+    for row in line:
+        if row.p20_ms and row.p80_ms:
+            x = row.detail["frames"] * shift
+            axes.plot([x, x], [row.p20_ms / scale, row.p80_ms / scale], color=colour, linewidth=1.2, marker="_")
+
+
+def _log_axes(axes: Axes, ticks: list[int]) -> None:
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.grid(True, which="major", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+
+
+def _ttm(rows: list[Row]) -> Figure:
+    """What TTM saves of the whole model's FLOPs, by depth of the Combiner it replaces, with the published figure."""
+    shares = [row for row in rows if row.case.startswith("TTM share ") and row.detail["part"] == "whole model"]
+    ttm = {row.detail["frames"]: row.flops for row in shares if row.impl == "TTM"}
+    depths = sorted({row.detail["layers"] for row in shares if row.detail["layers"]})
+    frames = sorted(ttm)
+    figure = Figure(figsize=(7.2, 4.4))
+    axes = figure.add_subplot()
+    width = 0.8 / max(1, len(depths))
+    shades = ["#F6C7A3", "#E88F4F", "#B34700", "#7A3000"]
+    for index, depth in enumerate(depths):
+        heights = [
+            next(
+                saving(row.flops, ttm[f]) or 0
+                for row in shares
+                if (row.detail["frames"], row.detail["layers"]) == (f, depth)
+            )
+            for f in frames
+        ]
+        places = [i + (index - (len(depths) - 1) / 2) * width for i in range(len(frames))]
+        bars = axes.bar(places, heights, width * 0.92, color=shades[index % 4], label=f"against {depth} layers")
+        axes.bar_label(bars, [f"{h:.1f}" for h in heights], padding=2, fontsize=9)
+    axes.axhline(PUBLISHED, color="#0072B2", linewidth=1.5, linestyle="--")
+    axes.annotate(
+        f"published: {PUBLISHED:.0f} %",
+        (1.0, PUBLISHED),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        color="#0072B2",
+        va="center",
+        fontsize=9,
+    )
+    axes.set_xticks(range(len(frames)), [f"{f} frames" for f in frames])
+    axes.set_ylim(0, None)
+    axes.set_ylabel("saved of the whole model's FLOPs, %")
+    preset = shares[0].detail["preset"]
+    axes.set_title(f"TTM Combiner against the causal-Transformer Combiner\npreset {preset}, counted", loc="left")
+    axes.legend(frameon=False, loc="upper left")
+    figure.subplots_adjust(left=0.1, right=0.84, bottom=0.14, top=0.86)
+    return figure
+
+
+def _peers(suite: str, rows: list[Row]) -> Figure:
+    """Time of every implementation over ours, one group of bars for each case."""
+    cases = list(dict.fromkeys((row.case, row.mode) for row in rows if row.median_ms))
+    lines: list[tuple[str, Row | None]] = []
+    for case, mode in cases:
+        lines.append((f"{case} {mode}", None))
+        lines += [("", row) for row in rows if (row.case, row.mode) == (case, mode) and row.median_ms]
+    figure = Figure(figsize=(9, 1.2 + 0.27 * max(4, len(lines))))
+    axes = figure.add_subplot()
+    colours = {"ours": OURS, "peer": PEER, "limit": LIMIT}
+    for place, (title, row) in enumerate(lines):
+        if row is None or row.median_ms is None:
+            axes.text(-0.01, place, title, transform=axes.get_yaxis_transform(), ha="right", va="center", weight="bold")
+            continue
+        own = [r.median_ms for r in rows if (r.case, r.mode, r.role) == (row.case, row.mode, "ours") and r.median_ms]
+        against = row.median_ms / min(own) if own else 1.0
+        axes.barh(place, against, 0.78, color=colours[row.role])
+        axes.text(-0.01, place, row.impl, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8.5)
+        text = f" {against:.2f}x   {report.milliseconds(row.median_ms)}"
+        axes.text(against, place, text, va="center", ha="left", fontsize=8)
+    axes.axvline(1.0, color="#333333", linewidth=1)
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.set_yticks([])
+    axes.set_xlim(0, 1.28 * max((bar.get_width() for bar in axes.patches), default=1.0))  # type: ignore[attr-defined]
+    axes.set_xlabel("time over the fastest of mirasol's (shorter is faster); grey: other mathematics, a speed of light")
+    axes.set_title(
+        f"{suite}: {rows[0].device}, {', '.join(sorted({row.dtype for row in rows if row.dtype}))}", loc="left"
+    )
+    bottom, top = 0.75 / figure.get_figheight(), 1 - 0.35 / figure.get_figheight()
+    figure.subplots_adjust(left=0.36, right=0.98, bottom=bottom, top=top)
+    return figure

@@ -1,0 +1,185 @@
+"""Results as tables, JSON and CSV, and a run compared with an earlier one."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from console import Table
+from rows import Row
+
+SCHEMA = 1
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """So many significant digits, no exponent; "–" for None."""
+    if value is None:
+        return "–"
+    if value == 0:
+        return "0"
+    whole = len(str(int(abs(value))))
+    decimals = max(0, digits - whole) if abs(value) >= 1 else digits
+    return f"{value:.{decimals}f}"
+
+
+def scaled(value: float | None, unit: str = "") -> str:
+    """1.23 T, 45.6 G, ... by powers of a thousand."""
+    if value is None:
+        return "–"
+    for power, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= power:
+            return f"{number(value / power)} {prefix}{unit}"
+    return f"{number(value)} {unit}".rstrip()
+
+
+def milliseconds(value: float | None) -> str:
+    """Seconds from 10 s on, else milliseconds, with the unit."""
+    if value is None:
+        return "–"
+    return f"{number(value / 1e3)} s" if value >= 1e4 else f"{number(value)} ms"
+
+
+def mebibytes(value: float | None) -> str:
+    """Sizes by powers of 1024, with the unit."""
+    if value is None:
+        return "–"
+    return f"{number(value / 2**30)} GiB" if value >= 2**30 else f"{number(value / 2**20)} MiB"
+
+
+def ratio(value: float | None) -> str:
+    return "–" if value is None else f"{number(value)}x"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f} %"
+
+
+def time_range(row: Row) -> str:
+    """Median and the 20th to 80th percentile, in milliseconds."""
+    if row.median_ms is None:
+        return row.status
+    return f"{number(row.median_ms)} ({number(row.p20_ms)}–{number(row.p80_ms)})"
+
+
+def comparison_table(title: str, rows: list[Row], notes: list[str] | None = None) -> Table:
+    """Timed rows of any suite, one case after the other. Columns that no row fills are left out."""
+    baselines = sorted({row.baseline for row in rows if row.baseline})
+    against = f"x {baselines[0]}" if len(baselines) == 1 else "x baseline"
+    columns: list[tuple[str, Any]] = [
+        ("case", lambda row: f"{row.case} {row.mode}".strip()),
+        ("implementation", lambda row: row.impl + (" *" if row.role == "limit" else "")),
+        ("ms (p20–p80)", time_range),
+        ("n", lambda row: str(row.n) if row.n else ""),
+        (against, lambda row: number(row.speedup) if row.speedup else ""),
+        ("x best peer", lambda row: number(row.against_best) if row.against_best else ""),
+        ("TFLOP/s", lambda row: number(row.tflops) if row.tflops else ""),
+        ("GB/s", lambda row: number(row.gbps) if row.gbps else ""),
+        ("% of roof", lambda row: f"{row.roof_pct:.0f}" if row.roof_pct else ""),
+        ("peak MiB", lambda row: number(row.peak_bytes / 2**20) if row.peak_bytes is not None else ""),
+        ("build ms", lambda row: number(row.build_ms) if row.detail.get("show_build") and row.build_ms else ""),
+        ("error", lambda row: f"{row.error:.0e}" if row.error is not None else ""),
+    ]
+    grid = [[cell(row) for _, cell in columns] for row in rows]
+    kept = [index for index in range(len(columns)) if any(line[index] for line in grid)]
+    previous = ""
+    for line in grid:
+        if line[0] == previous:
+            line[0] = ""
+        else:
+            previous = line[0]
+    lines = list(notes or [])
+    if any(row.role == "limit" for row in rows):
+        lines.append("* other mathematics: a speed of light to look at, not a peer")
+    lines += troubles(rows)
+    return Table(title, [columns[i][0] for i in kept], [[line[i] for i in kept] for line in grid], 2, lines)
+
+
+def troubles(rows: list[Row]) -> list[str]:
+    """One sentence for each row that failed or was skipped."""
+    return [
+        f"{row.status} {row.case} {row.mode} {row.impl}: {row.reason}".replace("  ", " ")
+        for row in rows
+        if row.status != "ok"
+    ]
+
+
+def verdict(rows: list[Row]) -> str:
+    """How many rows there are, and how many failed or could not run here."""
+    counts = {status: sum(row.status == status for row in rows) for status in ("ok", "SKIP", "FAIL")}
+    return f"{counts['ok']} rows measured, {counts['SKIP']} skipped, {counts['FAIL']} failed"
+
+
+def write_json(path: Path, run: dict[str, Any], rows: list[Row]) -> None:
+    """The whole run; written beside and moved into place, so that an interrupted write leaves the last good file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    document = {"schema": SCHEMA, **run, "rows": [row.to_dict() for row in rows]}
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(json.dumps(document, indent=1) + "\n")
+    os.replace(beside, path)
+
+
+def read_json(path: Path) -> tuple[dict[str, Any], list[Row]]:
+    """What `write_json` wrote: the run and its rows.
+
+    Raises:
+        ValueError: another schema.
+    """
+    document = json.loads(path.read_text())
+    if document.get("schema") != SCHEMA:
+        raise ValueError(f"{path} has schema {document.get('schema')!r}, this program reads {SCHEMA}")
+    rows = [Row.from_dict(values) for values in document.pop("rows")]
+    return document, rows
+
+
+def write_csv(path: Path, run: dict[str, Any], rows: list[Row]) -> None:
+    """One line a row, `detail` as JSON, the machine's main facts at the end of each line."""
+    machine = run["machine"]
+    names = ("cpu", "threads", "gpu", "torch", "triton", "cuda", "commit", "dirty", "date")
+    facts = {name: machine.get(name) for name in names}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*Row("", "", "").to_dict(), *facts])
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({**row.to_dict(), "detail": json.dumps(row.detail), **facts})
+
+
+def compare_runs(
+    old: tuple[dict[str, Any], list[Row]], new: tuple[dict[str, Any], list[Row]], tolerance: float
+) -> tuple[Table, bool]:
+    """Time, memory and FLOPs of the rows that both runs hold, new over old.
+
+    Returns:
+        A table of what changed by more than `tolerance`, and whether anything became worse: slower, larger, more
+        FLOPs by more than `tolerance`, or a row that was fine and now fails.
+    """
+    before = {row.key: row for row in old[1]}
+    lines, worse, matched = [], False, 0
+    for row in new[1]:
+        was = before.get(row.key)
+        if was is None or was.status != "ok":
+            continue
+        matched += 1
+        if row.status == "FAIL":
+            worse = True
+            lines.append([f"{row.suite}/{row.case} {row.mode}", row.impl, "result", "ok", "FAIL", ""])
+        for name, show in (("median_ms", milliseconds), ("peak_bytes", mebibytes), ("flops", scaled)):
+            a, b = getattr(was, name), getattr(row, name)
+            if not a or b is None or abs(b / a - 1) <= tolerance:
+                continue
+            worse = worse or b > a
+            lines.append([f"{row.suite}/{row.case} {row.mode}", row.impl, name, show(a), show(b), f"{b / a:.2f}x"])
+    notes = [f"{matched} rows in both runs; shown: changes beyond {tolerance:.0%}"]
+    machines = [run["machine"] for run, _ in (old, new)]
+    for fact in ("cpu", "gpu", "threads", "torch"):
+        then, now = (facts.get(fact) for facts in machines)
+        if then != now:
+            notes.append(f"different {fact}: {then} then, {now} now; times do not compare")
+    if not matched:
+        worse = True
+        notes.append("nothing in common: no row of this run is in that file")
+    columns = ["case", "implementation", "of", "then", "now", "ratio"]
+    return Table("Compared with the earlier run", columns, lines, 3, notes), worse

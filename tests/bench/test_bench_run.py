@@ -1,0 +1,139 @@
+"""The command line: whole runs, failures, interruptions, and a machine without the extra."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+import report
+import run
+from rows import Case, Row
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BLOCKER = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("rich", "matplotlib"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+@pytest.fixture
+def suite(monkeypatch):
+    """Put cases in place of the savings suite's."""
+
+    def install(*cases: Case) -> None:
+        fake = SimpleNamespace(
+            cases=lambda settings: list(cases), tables=lambda rows: [report.comparison_table("Fake", rows)]
+        )
+        monkeypatch.setitem(sys.modules, "suite_savings", fake)
+        monkeypatch.setattr("roofline.measure", lambda settings: {"copy_gbps": 10.0, "gemm_tflops_float32": 1.0})
+
+    return install
+
+
+def fine(name: str, median_ms: float = 2.0) -> Case:
+    return Case(name, lambda settings: [Row("savings", name, "ours", median_ms=median_ms, p20_ms=1, p80_ms=3, n=3)])
+
+
+def failing(name: str, error: BaseException) -> Case:
+    def raises(settings):
+        raise error
+
+    return Case(name, raises)
+
+
+def rows_of(path: Path) -> dict[str, str]:
+    return {row["case"]: row["status"] for row in json.loads(path.read_text())["rows"]}
+
+
+def test_a_failing_case_does_not_stop_the_sweep(suite, tmp_path, capsys):
+    suite(fine("first"), failing("second", RuntimeError("broken")), fine("third"))
+    assert run.main(["--out", str(tmp_path), "--json", str(tmp_path / "r.json")]) == 1
+    assert rows_of(tmp_path / "r.json") == {"first": "ok", "second": "FAIL", "third": "ok"}
+    assert "RuntimeError: broken" in capsys.readouterr().out
+
+
+def test_an_interrupted_run_keeps_its_rows(suite, tmp_path, capsys):
+    suite(fine("first"), failing("second", KeyboardInterrupt()), fine("third"))
+    assert run.main(["--out", str(tmp_path), "--json", str(tmp_path / "r.json")]) == run.INTERRUPTED
+    assert rows_of(tmp_path / "r.json") == {"first": "ok"}
+    assert json.loads((tmp_path / "r.json").read_text())["interrupted"] is True
+    assert "Interrupted: 1 rows" in capsys.readouterr().out
+
+
+def test_compare_exits_with_1_beyond_the_tolerance(suite, tmp_path):
+    old = str(tmp_path / "old.json")
+    suite(fine("first", 2.0))
+    assert run.main(["--out", str(tmp_path), "--json", old]) == 0
+    assert run.main(["--out", str(tmp_path), "--compare", old]) == 0
+    suite(fine("first", 3.0))
+    assert run.main(["--out", str(tmp_path), "--compare", old]) == 1
+    assert run.main(["--out", str(tmp_path), "--compare", old, "--tolerance", "0.6"]) == 0
+
+
+def test_list_and_filter_name_cases_without_running_them(suite, tmp_path, capsys):
+    suite(failing("first", RuntimeError()), failing("second", RuntimeError()))
+    assert run.main(["--list", "--filter", "sec"]) == 0
+    assert capsys.readouterr().out == "savings/second\n"
+    assert run.main(["--filter", "nothing", "--out", str(tmp_path)]) == 1
+
+
+@pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--quick", "--full"], ["--dtype", "int8"]])
+def test_bad_arguments_are_named(arguments, capsys):
+    with pytest.raises(SystemExit):
+        run.parse(arguments)
+    assert arguments[0] in capsys.readouterr().err
+
+
+def command(folder: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(REPOSITORY / "bench" / "run.py"), *arguments, "--out", str(folder), "--threads", "1"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        cwd=folder,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_without_the_extra_it_runs_in_plain_text_and_says_what_the_extra_adds(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(BLOCKER)
+    ended = command(tmp_path, "--quick", "--csv", str(tmp_path / "rows.csv"), PYTHONPATH=str(tmp_path))
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert ".[bench]" in ended.stdout
+    assert "No plots" in ended.stdout
+    assert "FLOPs of one forward pass" in ended.stdout
+    assert "Peak memory" in ended.stdout
+    assert not list(tmp_path.glob("*.png"))
+    document, rows = report.read_json(next(tmp_path.glob("savings-*.json")))
+    assert {row.status for row in rows} == {"ok"}
+    assert {"cpu", "threads", "torch", "triton", "cuda", "driver", "gpu", "commit", "dirty", "date"} <= set(
+        document["machine"]
+    )
+    counted = [row for row in rows if row.mode == "count"]
+    assert counted
+    assert all(row.flops == row.flops_model for row in counted)
+    timed = [row for row in rows if row.case.startswith("time ")]
+    assert {row.detail["frames"] for row in timed} == {8, 16}
+    assert all(row.n >= 2 and row.median_ms and row.peak_bytes and row.speedup for row in timed)
+    assert len((tmp_path / "rows.csv").read_text().splitlines()) == len(rows) + 1
+
+
+def test_with_the_extra_it_draws(tmp_path):
+    ended = command(tmp_path, "--quick", "--filter", "frames")
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
+    assert [name.rsplit("-", 1)[1] for name in drawn] == ["frames.png", "ttm.png"]
+    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
