@@ -32,12 +32,15 @@ class Target:
 INTERPRETER = Target(arch=0, kind="interpreter", multiprocessors=4, shared_memory=1 << 30)
 
 
-@lru_cache(maxsize=1)
+_HAS_TRITON = importlib.util.find_spec("triton") is not None
+
+
 def has_triton() -> bool:
     """Whether Triton is installed (it need not find a GPU)."""
-    return importlib.util.find_spec("triton") is not None
+    return _HAS_TRITON
 
 
+@torch.compiler.assume_constant_result  # answered once where a model is compiled, not traced
 def interpreted() -> bool:
     """Whether Triton kernels run in the interpreter, on any device: TRITON_INTERPRET=1 before their first import."""
     if not has_triton():
