@@ -1,0 +1,114 @@
+"""Combiners: the n tokens of a chunk become m, without looking at later chunks.
+
+All map [B, T, n, combiner_dim] to [B, T, m, av_dim].
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mirasol.config import Config
+from mirasol.kernels import combiner_project, group_tokens, ttm_scan, ungroup_tokens
+from mirasol.layers import Block
+from mirasol.ttm import PROCESSES, SUMMARIES, EraseAdd, Summary
+
+
+class Projection(nn.Module):
+    """LayerNorm and projection of the last m tokens of every chunk: `mirasol.kernels.combiner_project` with weights."""
+
+    def __init__(self, dim: int, out_dim: int, m: int, eps: float):
+        super().__init__()
+        self.m, self.eps = m, eps
+        self.norm = nn.LayerNorm(dim, eps)
+        self.linear = nn.Linear(dim, out_dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return combiner_project(
+            x, self.m, self.linear.weight, self.linear.bias, self.norm.weight, self.norm.bias, self.eps
+        )
+
+
+class TransformerCombiner(nn.Module):
+    """Causal Transformer over the chunks' tokens; the last layer runs for the last m tokens of each chunk only."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.window, self.m = config.combiner_window, config.combined_tokens
+        dim = config.combiner_dim
+        self.blocks = nn.ModuleList(
+            Block(dim, config.combiner_heads, config.mlp_ratio, config.norm_eps) for _ in range(config.combiner_layers)
+        )
+        self.project = Projection(dim, config.av_dim, self.m, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        chunks, n = x.shape[1:3]
+        x = x.flatten(1, 2)
+        for block in self.blocks[:-1]:
+            x = block(x, n, self.window)
+        x = self.blocks[-1](x, n, self.window, keep=self.m)
+        return self.project(rearrange(x, "b (t m) d -> b t m d", t=chunks))
+
+
+class TTMCombiner(nn.Module):
+    """Token Turing Machine: a memory of s tokens is read, processed and written once a chunk.
+
+    With groups, each share of a chunk's tokens has a memory of its own; the weights are the same for all.
+
+    The cost per chunk does not depend on T. Source: arXiv 2211.09119; exact formulas in `mirasol.kernels.ttm_scan`.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        dim, s, r, self.groups = config.combiner_dim, config.ttm_memory, config.ttm_read, config.ttm_groups
+        n = config.tokens_per_chunk // self.groups
+        self.initial = config.ttm_initial_memory
+        if self.initial == "learned":
+            self.memory = nn.Parameter(torch.empty(self.groups, s, dim))
+        else:
+            self.register_buffer("memory", torch.empty(self.groups, s, dim))
+        self.read = SUMMARIES[config.ttm_summary](config, k=r, p=s + n)
+        self.process = PROCESSES[config.ttm_process](config)
+        if config.ttm_write == "erase_add":
+            self.write: Summary | EraseAdd = EraseAdd(config)
+        else:
+            self.write = SUMMARIES[config.ttm_summary](config, k=s, p=s + n + r)
+        self.project = Projection(dim, config.av_dim, config.combined_tokens, config.norm_eps)
+
+    def reset_parameters(self) -> None:
+        if self.initial == "zeros":
+            nn.init.zeros_(self.memory)
+        else:
+            nn.init.normal_(self.memory, std=0.02 if self.initial == "learned" else 1.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory = self.memory.to(x.dtype).repeat(x.shape[0], 1, 1)
+        inputs = group_tokens(x, self.groups)
+        outputs, _ = ttm_scan(memory, inputs, self.read.params(), self.process, self.write.params())
+        return self.project(ungroup_tokens(outputs, self.groups))
+
+
+class MeanCombiner(nn.Module):
+    """Baseline without parameters of its own: the n tokens in m neighbouring groups, each group's mean, projected."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.m = config.combined_tokens
+        self.project = Projection(config.combiner_dim, config.av_dim, self.m, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        pooled = nn.functional.adaptive_avg_pool1d(rearrange(x, "b t n d -> (b t) d n"), self.m)
+        return self.project(rearrange(pooled, "(b t) d m -> b t m d", b=batch))
+
+
+class NoCombiner(nn.Module):
+    """Baseline: every token is passed on (m = n)."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.project = Projection(config.combiner_dim, config.av_dim, config.tokens_per_chunk, config.norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.project(x)

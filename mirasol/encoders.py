@@ -1,0 +1,104 @@
+"""From pixels and sound to tokens, chunk by chunk."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from mirasol.config import Config
+from mirasol.kernels import extract_tubes
+from mirasol.layers import sincos
+from mirasol.mel import LogMel
+from mirasol.tubes import fitting, resize_kernel
+
+
+class TubeEmbedding(nn.Module):
+    """Sparse video tubes of every chunk, projected, with fixed positions of the tubes' centres.
+
+    Any resolution and any number of frames that the tubes fit; an image (one frame) is seen by the tubes of one frame.
+    A clip without video takes the same way through the same parameters, ending in a learned token: in sharded training
+    every rank runs every module.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config, self.tubes = config, config.merged_tubes
+        dim = config.encoder_dim
+        if config.tube_kernels == "separate":
+            self.projections = nn.ModuleList(nn.Linear(tube.fine.size, dim // tube.parts) for tube in self.tubes)
+        else:
+            self.kernel = nn.Parameter(torch.empty(dim, 3, *config.tube_kernel_size))
+            self.biases = nn.Parameter(torch.empty(len(self.tubes), dim))
+        self.missing = nn.Parameter(torch.empty(dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.missing, std=0.02)
+        if self.config.tube_kernels == "interpolated":
+            nn.init.xavier_uniform_(self.kernel.flatten(1))
+            nn.init.zeros_(self.biases)
+
+    def forward(self, video: Tensor, present: Tensor) -> Tensor:
+        """video [B, 3, T * F, H, W] uint8 or float, present [B] bool -> [B, T, n_v, encoder_dim].
+
+        A video of one frame is one chunk.
+        """
+        config, dtype = self.config, self.missing.dtype
+        frames = config.frames_per_chunk if video.shape[2] > 1 else 1
+        chunks = rearrange(video, "b c (t f) h w -> (b t) c f h w", f=frames)
+        size = chunks.shape[2:]
+        used = fitting(self.tubes, frames)
+        pixels = extract_tubes(
+            chunks, [self.tubes[i].fine for i in used], mean=config.pixel_mean, std=config.pixel_std, dtype=dtype
+        )
+        tokens = torch.cat(
+            [self.tubes[i].join(self._project(i, x), *size) for i, x in zip(used, pixels, strict=True)], dim=1
+        )
+        centres = torch.cat([self.tubes[i].centres(*size) for i in used]).to(tokens.device)
+        positions = sincos(centres, config.encoder_dim).to(tokens.dtype)
+        tokens = tokens.unflatten(0, (video.shape[0], -1))
+        return _present_or_missing(tokens, present, self.missing) + positions
+
+    def _project(self, index: int, pixels: Tensor) -> Tensor:
+        if self.config.tube_kernels == "separate":
+            return self.projections[index](pixels)
+        weight = rearrange(resize_kernel(self.kernel, self.tubes[index].fine.kernel), "d c t h w -> d (t h w c)")
+        return nn.functional.linear(pixels, weight, self.biases[index])
+
+
+class MelEmbedding(nn.Module):
+    """Patches of every chunk's log-mel spectrogram, projected, with fixed positions in mel bins and frames.
+
+    The spectrogram is causal: no sample after a chunk's end reaches its frames.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.config = config
+        self.mel = LogMel(config.sample_rate, config.n_fft, config.hop, config.n_mels)
+        self.projection = nn.Linear(config.mel_patch[0] * config.mel_patch[1], config.encoder_dim)
+        self.missing = nn.Parameter(torch.empty(config.encoder_dim))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.missing, std=0.02)
+
+    def patches(self, audio: Tensor) -> Tensor:
+        """audio [B, T * S] float -> normalised spectrogram patches [B, T, n_a, bins * frames]."""
+        config = self.config
+        (bins, frames), (rows, columns) = config.mel_patch, config.mel_grid
+        spectrogram = (self.mel(audio.float()) - config.mel_mean) / config.mel_std
+        return rearrange(spectrogram, "b (r p) (t c f) -> b t (r c) (p f)", r=rows, p=bins, c=columns, f=frames)
+
+    def forward(self, patches: Tensor, present: Tensor) -> Tensor:
+        """patches [B, T, n_a, bins * frames], present [B] bool -> [B, T, n_a, encoder_dim]."""
+        tokens = self.projection(patches.to(self.projection.weight.dtype))
+        (bins, frames), (rows, columns) = self.config.mel_patch, self.config.mel_grid
+        centres = torch.cartesian_prod(
+            (torch.arange(rows, device=tokens.device) + 0.5) * bins,
+            (torch.arange(columns, device=tokens.device) + 0.5) * frames,
+        )
+        return _present_or_missing(tokens, present, self.missing) + sincos(centres, tokens.shape[-1]).to(tokens.dtype)
+
+
+def _present_or_missing(tokens: Tensor, present: Tensor, missing: Tensor) -> Tensor:
+    return torch.where(present[:, None, None, None], tokens, missing)

@@ -1,0 +1,57 @@
+"""The configuration: presets, what it refuses, and the way to JSON and back."""
+
+import json
+import re
+
+import pytest
+import torch
+
+import mirasol
+from mirasol.config import PRESETS, Config
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_survives_json(name):
+    config = Config.preset(name)
+    assert Config.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_chunk_of_the_paper_holds_the_tokens_of_the_design():
+    config = Config.preset("mirasol-3b")
+    assert (config.video_tokens, config.audio_tokens, config.combined_tokens) == (294, 96, 32)
+
+
+@pytest.mark.parametrize("combiner", ["transformer", "ttm"])
+def test_three_billion_parameters_half_of_them_audio_video(combiner):
+    with torch.device("meta"):
+        count = mirasol.Model.from_preset("mirasol-3b", combiner=combiner).num_parameters()
+    assert 2.9e9 <= count["total"] <= 3.1e9
+    assert 0.45 <= count["audio_video"] / count["total"] <= 0.55
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"encoder_heads": 5}, "encoder_dim must be a multiple of encoder_heads = 5, was 64"),
+        ({"combiner": "lstm"}, "combiner must be one of transformer, ttm, mean, none, was 'lstm'"),
+        ({"combined_tokens": 5, "combiner": "ttm"}, "combined_tokens must be at most ttm_groups x ttm_read = 4, was 5"),
+        ({"combiner": "ttm", "ttm_groups": 7}, "ttm_groups must divide the 24 tokens of a chunk, was 7"),
+        ({"combined_tokens": 500}, "combined_tokens must be at most the tokens of a chunk"),
+        ({"samples_per_chunk": 2561}, "samples_per_chunk must be a multiple of hop x mel_patch[1] = 1280, was 2561"),
+        ({"n_mels": 33}, "n_mels must be a multiple of mel_patch[0] = 16, was 33"),
+        ({"mask_ratio": 1.0}, "mask_ratio must be in [0, 1), was 1.0"),
+        ({"eos_id": 259}, "eos_id must be in [0, vocab_size = 259), was 259"),
+        ({"text_layers": 0}, "text_layers must be at least 1, was 0"),
+        ({"combiner_window": 0}, "combiner_window must be at least 1, was 0"),
+        ({"tubes": [((16, 4, 4), (6, 32, 32), (4, 8, 8))]}, "yields no token"),
+        ({"depth": 3}, "config has unknown fields: depth"),
+    ],
+)
+def test_refusals_name_the_field(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Config.preset("tiny", **change)
+
+
+def test_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="tiny, small, base, mirasol-3b, was 'large'"):
+        Config.preset("large")
