@@ -110,9 +110,9 @@ def inputs_of_all_chunks(read: Summary, write: Summary, inputs: torch.Tensor) ->
 class LatentQuery:
     """Attention of learned queries, made of library matrix products.
 
-    The queries are constants, so that scores need no projected keys: q_h (Wk_h v) = (q_h Wk_h) v, and the key bias
-    is one number a query, which falls out of the softmax but belongs to lse. The values are projected after pooling where that is less work (H k < d), before it
-    otherwise.
+    The queries are constants, so that scores need no projected keys: q_h (Wk_h v) = (q_h Wk_h) v; the key bias is one
+    number a query, which falls out of the softmax but belongs to lse. The values are projected after pooling where that
+    is less work (H k < d), before it otherwise.
     """
 
     def __init__(self, params: LatentQueryParams, sizes: Sequence[int]) -> None:
