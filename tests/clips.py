@@ -33,6 +33,7 @@ def write_clip(
     audio_codec: str = "aac",
     sound_from: float = 0.0,
     silence: tuple[float, float] | None = None,
+    cover: bool = False,
     options: dict[str, str] | None = None,
 ) -> Path:
     """Write a file whose container the suffix names.
@@ -43,6 +44,7 @@ def write_clip(
         tones: Hz, equal parts of the duration one after the other; None leaves the audio out.
         sound_from: seconds at which the sound begins; what comes before has no samples.
         silence: (from, to) in seconds: a hole in the sound's timestamps.
+        cover: attach a picture, as music files do.
         options: of the container's muxer.
     """
     tick = Fraction(1, fps if stamps is None else 1000)
@@ -56,6 +58,8 @@ def write_clip(
             video.codec_context.time_base, video.max_b_frames = tick, b_frames
         if tones is not None:
             audio = container.add_stream(audio_codec, rate=rate, layout="stereo")
+        if cover:
+            _attach_cover(container)
         if video is not None:
             _encode_video(container, video, stamps, seconds, tick)
         if audio is not None:
@@ -134,4 +138,12 @@ def _encode_audio(container: av.container.OutputContainer, stream, tones, second
         frame = av.AudioFrame.from_ndarray(np.stack([piece, piece]), format="fltp", layout="stereo")
         frame.rate, frame.pts, frame.time_base = rate, first, Fraction(1, rate)
         container.mux(stream.encode(frame))
+    container.mux(stream.encode(None))
+
+
+def _attach_cover(container: av.container.OutputContainer) -> None:
+    stream = container.add_stream("mjpeg", rate=1)
+    stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
+    stream.disposition = av.stream.Disposition.attached_pic
+    container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
     container.mux(stream.encode(None))

@@ -187,6 +187,21 @@ def test_missing_tracks(files):
     assert (sound.audio - tone(TONES, 2.0, RATE).float()).abs().max() < 1e-4
 
 
+def test_a_cover_picture_is_no_video(tmp_path):
+    if not hasattr(av.stream.Stream, "disposition"):
+        pytest.skip("this PyAV does not tell cover pictures from video")
+    file = write_clip(tmp_path / "cover.mp4", width=0, cover=True)
+    with av.open(str(file)) as container:
+        assert len(container.streams.video) == 1
+    assert load(file, **PARTS).video is None
+
+
+def test_a_clip_is_shown_by_its_shapes(files):
+    assert repr(load(files["silent"], **PARTS)) == (
+        "Clip(video=[3, 16, 48, 64] uint8 on cpu, audio=None, 0 .. 2 s, sample_rate=16000)"
+    )
+
+
 def test_the_span_defaults_to_the_whole_file(files):
     clip = load(files["mp4"], chunks=3, frames_per_chunk=2, **NATIVE)
     assert clip.audio.shape == (3 * 10667,)
@@ -221,25 +236,33 @@ def test_start_past_the_end(files):
                 load(files[name], **PARTS, start=30.0, **options)
 
 
-@pytest.mark.parametrize("kind", ["mp4", "ts", "mkv", "mpg", "rare keys"])
+SEEKS = {
+    "mp4": {"codec": "libx264", "b_frames": 2, "key_every": 60},
+    "ts": {"codec": "libx264", "b_frames": 2, "key_every": 60},
+    "mkv": {"codec": "libx264", "b_frames": 2, "key_every": 60},
+    "mpg": {"codec": "mpeg2video", "audio_codec": "mp2", "b_frames": 2, "key_every": 60},
+    "mpeg4 without keys.ts": {"codec": "mpeg4", "key_every": 120},
+    "h264 without keys.mp4": {"codec": "libx264", "b_frames": 2, "key_every": 1000},
+}
+
+
+@pytest.mark.parametrize("kind", SEEKS)
 def test_seeking_changes_nothing(tmp_path, monkeypatch, kind):
     """Whatever the container's index is worth: exact frames, and sound to the precision of its timestamps."""
-    codec = {"codec": "mpeg2video", "audio_codec": "mp2"} if kind == "mpg" else {"codec": "libx264"}
-    suffix = "mp4" if kind == "rare keys" else kind
-    file = write_clip(
-        tmp_path / f"long.{suffix}", seconds=8.0, b_frames=2, key_every=1000 if kind == "rare keys" else 60, **codec
-    )
-    options = {**PARTS, "start": 5.3, "duration": 2.0}
-    sought = load(file, **options)
+    file = write_clip(tmp_path / f"long.{kind.split('.')[-1]}", seconds=8.0, **SEEKS[kind])
+    starts = (2.9, 4.6, 5.3)  # shortly after and before key frames, and in between
+    options = {**PARTS, "duration": 2.0}
+    sought = [load(file, start=start, **options) for start in starts]
     monkeypatch.setattr(clip_module, "SEEK_MARGINS", ())
-    plain = load(file, **options)
-    assert frame_numbers(plain.video) == on_screen([i / 25 for i in range(200)], instants(4, 4, 2.0, 5.3))
-    assert torch.equal(sought.video, plain.video)
-    assert torch.equal(sought.times, plain.times)
-    expected = tone(TONES, 8.0, RATE).float()[84800:116800]
-    for clip in (sought, plain):
+    sound = tone(TONES, 8.0, RATE).float()
+    for start, clip in zip(starts, sought, strict=True):
+        plain = load(file, start=start, **options)
+        assert frame_numbers(plain.video) == on_screen([i / 25 for i in range(200)], instants(4, 4, 2.0, start))
+        assert torch.equal(clip.video, plain.video)
+        assert torch.equal(clip.times, plain.times)
+        for audio in (clip.audio, plain.audio):
+            assert abs(lag(audio, sound[round(start * RATE) :][:32000])) <= 16
         assert clip.audio_valid.all()
-        assert abs(lag(clip.audio, expected)) <= 16
 
 
 def test_seeking_saves_decoding(tmp_path, monkeypatch):
@@ -269,6 +292,12 @@ def test_sound_with_holes_is_placed_by_its_timestamps(tmp_path):
     assert (clip.audio[~valid] == 0).all()
     assert abs(lag(clip.audio[4000:8000], sound[4000:8000], most=50)) <= 16
     assert abs(lag(clip.audio[17000:], sound[17000:])) <= 16
+
+
+def test_the_end_of_a_span_is_no_end_of_the_sound(tmp_path):
+    file = write_clip(tmp_path / "pcm.mkv", audio_codec="pcm_s16le", rate=32000)  # 20 blocks of 1024 are 0.64 s
+    whole, part = (load(file, **PARTS, duration=duration).audio for duration in (1.0, 0.64))
+    assert torch.equal(part, whole[:10240])
 
 
 def test_sound_whose_kind_changes():

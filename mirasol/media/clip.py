@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 
-from mirasol.kernels.core.checks import expect, expect_int
+from mirasol.kernels.core.checks import describe, expect, expect_int
 
 from .frames import FrameSampler, make_picture
 from .sound import SoundTrack
@@ -21,7 +21,7 @@ SEEK_MARGINS = (1.0, 10.0)
 between picture and sound; the second is for files whose index leads to no key frame in time."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Clip:
     """T chunks of F frames and S samples, cut at the same borders: chunk t lasts from t to t + 1 times S / sample_rate.
 
@@ -45,6 +45,11 @@ class Clip:
     start: float
     duration: float
 
+    def __repr__(self) -> str:
+        video, audio = ("None" if track is None else describe(track) for track in (self.video, self.audio))
+        span = f"{self.start:g} .. {self.start + self.duration:g} s"
+        return f"Clip(video={video}, audio={audio}, {span}, sample_rate={self.sample_rate})"
+
 
 def load(
     path: str | PathLike[str],
@@ -63,8 +68,9 @@ def load(
     """Read a span of a file as `chunks` equal pieces of time, each with its frames and its sound.
 
     Time 0 is the start of the video track (of the audio track where there is no video); pictures and sound are placed
-    by their timestamps. Frame f of piece t is the one on screen at `start + (t + (f + 1/2) / F) S / sample_rate`; the
-    sound of a piece is all of that piece's time, never stretched.
+    by their timestamps, as precisely as the container holds them (Matroska: a millisecond; AVI has none for reordered
+    frames, which may be off by a frame or two). Frame f of piece t is the one on screen at
+    `start + (t + (f + 1/2) / F) S / sample_rate`; the sound of a piece is all of that piece's time, never stretched.
 
     Args:
         path: a file that FFmpeg reads. Its first video track (cover pictures aside) and first audio track are used.
@@ -72,15 +78,14 @@ def load(
         frames_per_chunk: F.
         size: pixels of the result, H = W or (H, W).
         samples_per_chunk: S; default: the piece's duration times `sample_rate`, rounded.
-        sample_rate: Hz; the sound is resampled and mixed to mono.
+        sample_rate: Hz; the sound is resampled and mixed to mono, with weights that sum to 1.
         start: seconds, at least 0.
         duration: seconds. Default: T S / sample_rate where S is given, else to the end of the file. It is rounded so
             that a piece has a whole number of samples.
         fit: "crop" resizes until the picture covers `size` (the shorter side fits) and keeps the centre; "squash" gives
             up the aspect ratio. Either is `torch.nn.functional.interpolate(mode="bilinear", antialias=True)` on uint8
             RGB, after the rotation that the file asks for. Pixels are taken as square.
-        fast_resize: resize in FFmpeg's swscale instead, bilinear: about a fifth faster for large frames, and other
-            values (a mean difference of some 4 in 255 where the picture shrinks much).
+        fast_resize: resize in FFmpeg's swscale instead, bilinear: quicker for large frames, with other values.
         threads: of the video decoder. Default: 1 in a worker of `torch.utils.data.DataLoader`, else FFmpeg's choice.
     Returns:
         A `Clip`. Past the end of a track the last frame is repeated and the sound is 0; the masks tell.

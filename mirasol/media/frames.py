@@ -79,7 +79,7 @@ class FrameSampler:
 
     def _shown_for(self) -> float:
         """Seconds for which the last frame stays: what it says, else as long as the one before it, else 1 / rate."""
-        told = getattr(self._shown, "duration", None)  # PyAV before 14 does not tell
+        told = getattr(self._shown, "duration", None)  # PyAV 12 does not tell
         if told:
             return float(told * self._shown.time_base)
         if self._gap > 0:

@@ -109,7 +109,7 @@ class Source:
 
 def _is_cover(stream: Any) -> bool:
     """A still picture attached to a sound file."""
-    disposition = getattr(stream, "disposition", None)  # PyAV before 14 does not tell
+    disposition = getattr(stream, "disposition", None)  # PyAV 12 does not tell
     return disposition is not None and bool(disposition & type(disposition).attached_pic)
 
 
