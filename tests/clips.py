@@ -144,6 +144,6 @@ def _encode_audio(container: av.container.OutputContainer, stream, tones, second
 def _attach_cover(container: av.container.OutputContainer) -> None:
     stream = container.add_stream("mjpeg", rate=1)
     stream.width, stream.height, stream.pix_fmt = 32, 32, "yuvj420p"
-    stream.disposition = av.stream.Disposition.attached_pic
+    stream.disposition = av.stream.Disposition.attached_pic.value
     container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
     container.mux(stream.encode(None))
