@@ -41,6 +41,7 @@ def has_triton() -> bool:
 
 
 @torch.compiler.assume_constant_result  # answered once where a model is compiled, not traced
+@torch.compiler.assume_constant_result
 def interpreted() -> bool:
     """Whether Triton kernels run in the interpreter, on any device: TRITON_INTERPRET=1 before their first import."""
     if not has_triton():
