@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,7 +33,9 @@ class Target:
 INTERPRETER = Target(arch=0, kind="interpreter", multiprocessors=4, shared_memory=1 << 30)
 
 
+# Triton decides where a kernel is defined whether it is interpreted, so both answers hold for the whole process.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
+_INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "on", "yes", "y")
 
 
 def has_triton() -> bool:
@@ -40,15 +43,9 @@ def has_triton() -> bool:
     return _HAS_TRITON
 
 
-@torch.compiler.assume_constant_result  # answered once where a model is compiled, not traced
-@torch.compiler.assume_constant_result
 def interpreted() -> bool:
-    """Whether Triton kernels run in the interpreter, on any device: TRITON_INTERPRET=1 before their first import."""
-    if not has_triton():
-        return False
-    from triton import knobs
-
-    return bool(knobs.runtime.interpret)
+    """Whether Triton kernels run in the interpreter, on any device: TRITON_INTERPRET=1 before Python starts."""
+    return _INTERPRETED
 
 
 def target(device: torch.device) -> Target:
