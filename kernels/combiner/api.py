@@ -62,7 +62,7 @@ def combiner_project(
         eps: added to the variance or the mean square, at least 0.
         norm: "layer", "rms", or None to project as it is.
         boundaries: [T+1] int32, where the chunks of N begin and end: 0 first, N last.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto" (Triton for 16-bit tensors on a GPU, else "torch"), "triton", "torch" or "reference".
     Returns:
         [B, T, m, d_out], contiguous, dtype of x (the autocast dtype where autocast is on).
     Raises:
@@ -80,7 +80,8 @@ def combiner_project(
     for name, value in _named(weight, bias, norm_weight, norm_bias):
         expect(value.dtype == x.dtype, name, f"be {x.dtype} like x", value)
     refusals = [] if backend in ("torch", "reference") else triton_refusals(x)
-    chosen = choose_backend("combiner_project", backend, x.is_cuda, refusals)
+    worth_it = x.is_cuda and x.element_size() == 2  # cuBLAS has the faster IEEE float32 product
+    chosen = choose_backend("combiner_project", backend, worth_it, refusals)
     if chosen == "triton":
         return CombinerProject.apply(x, m, weight, bias, norm_weight, norm_bias, eps, norm or "none", boundaries)
     serve = reference.combiner_project if chosen == "reference" else eager.combiner_project

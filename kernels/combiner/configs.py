@@ -39,24 +39,34 @@ class BackwardRows:
 FORWARD_TILES: dict[tuple[int, int], tuple[ForwardTile, ...]] = {
     # (architecture, bytes of an element)
     (80, 2): (ForwardTile(128, 128, 32, 8, 3), ForwardTile(64, 64, 64, 4, 3)),
-    (90, 2): (ForwardTile(128, 256, 64, 8, 3), ForwardTile(128, 128, 64, 8, 3), ForwardTile(64, 64, 64, 4, 4)),
-    (100, 2): (ForwardTile(128, 128, 64, 8, 3), ForwardTile(64, 64, 64, 4, 4)),
+    # a step of 64 spills at 128 x 256
+    (90, 2): (ForwardTile(128, 256, 32, 8, 4), ForwardTile(128, 128, 64, 8, 3), ForwardTile(64, 64, 64, 4, 4)),
+    (100, 2): (ForwardTile(128, 256, 64, 8, 3), ForwardTile(128, 128, 64, 8, 3), ForwardTile(64, 64, 64, 4, 4)),
     (80, 4): (ForwardTile(64, 64, 32, 8, 2),),
     (90, 4): (ForwardTile(64, 64, 32, 8, 2),),
     (100, 4): (ForwardTile(64, 64, 32, 8, 2),),
 }
+UNALIGNED_TILE = ForwardTile(
+    64, 64, 32, 8, 2
+)  # rows that do not start at 16-byte borders are loaded element by element
 INTERPRETED_TILE = ForwardTile(32, 32, 32, 4, 1, "interpreter")
 
 
-def forward_tile(rows: int, d_out: int, element_size: int, target: Target) -> ForwardTile:
-    """The tile of the product of `rows` kept rows with [d_out, d]."""
+def forward_tile(rows: int, d_out: int, element_size: int, aligned: bool, target: Target) -> tuple[ForwardTile, int]:
+    """The tile of the product of `rows` kept rows with [d_out, d], and how many programs share the columns of a tile's
+    rows: as few as give every multiprocessor one, since each reads those rows once more for their statistics.
+
+    Args:
+        aligned: every row of x and of the weight starts at a multiple of 16 elements.
+    """
     if target.kind == "interpreter":
-        return INTERPRETED_TILE
-    tiles = FORWARD_TILES[_family(target), element_size]
+        return INTERPRETED_TILE, 2
+    tiles = FORWARD_TILES[_family(target), element_size] if aligned else (UNALIGNED_TILE,)
     for tile in tiles:
-        if _ceil_div(rows, tile.rows) * _ceil_div(d_out, tile.columns) >= target.multiprocessors:
-            return tile
-    return tiles[-1]
+        row_blocks, column_tiles = _ceil_div(rows, tile.rows), _ceil_div(d_out, tile.columns)
+        if row_blocks * column_tiles >= target.multiprocessors:
+            break
+    return tile, min(column_tiles, _ceil_div(target.multiprocessors, row_blocks))
 
 
 def backward_rows(kept: int, chunks: int, dropped: int, d: int, target: Target) -> BackwardRows:

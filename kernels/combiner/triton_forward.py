@@ -1,4 +1,4 @@
-"""Gather, norm, product and bias in one kernel."""
+"""Gather, norm, product and bias in one kernel; normalised rows live in registers, the left operand of the product."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mirasol.kernels.combiner.triton_rows import Rows, kept_rows, row_statistics
 from mirasol.kernels.core.device import on_device, target
 
 
-@triton.jit(do_not_specialize=["R", "T", "m", "n", "eps"])
+@triton.jit(do_not_specialize=["R", "T", "m", "n", "column_groups", "eps"])
 def combiner_project_fwd_kernel(
     x,
     weight,
@@ -31,6 +31,7 @@ def combiner_project_fwd_kernel(
     stride_n,
     d_out,
     stride_o,
+    column_groups,
     eps,
     D: tl.constexpr,
     NORM: tl.constexpr,
@@ -40,41 +41,40 @@ def combiner_project_fwd_kernel(
     ACC: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tiles_n = tl.cdiv(d_out, BN)
-    pid_m, pid_n = tl.program_id(0) // tiles_n, tl.program_id(0) % tiles_n
-    rows = pid_m * BM + tl.arange(0, BM)
-    columns = pid_n * BN + tl.arange(0, BN)
-    steps = tl.arange(0, BK)
+    """A program takes BM kept rows: their statistics once, then every `column_groups`-th tile of output columns."""
+    pid = tl.program_id(0)
+    rows = (pid // column_groups) * BM + tl.arange(0, BM)
     offsets, inside = kept_rows(rows, R, boundaries, T, m, n, stride_b, stride_t, stride_n)
     x_rows = x + offsets[:, None]
-    w_rows = weight + columns[:, None].to(tl.int64) * stride_o
     mu, rs = row_statistics(x_rows, inside, eps, D, NORM, BM, BK, ACC)
-
-    acc = tl.zeros((BM, BN), dtype=ACC)
-    for start in range(0, D, BK):
-        k = start + steps
-        if D % BK == 0:
-            y = tl.load(x_rows + k[None, :], mask=inside[:, None], other=0)  # [BM, BK]
-            w = tl.load(w_rows + k[None, :], mask=columns[:, None] < d_out, other=0)  # [BN, BK]
-        else:
-            y = tl.load(x_rows + k[None, :], mask=inside[:, None] & (k < D)[None, :], other=0)
-            w = tl.load(w_rows + k[None, :], mask=(columns[:, None] < d_out) & (k < D)[None, :], other=0)
-        if NORM != "none":
-            wide = (y.to(ACC) - mu[:, None]) * rs[:, None]
-            if norm_weight is not None:
-                wide *= tl.load(norm_weight + k, mask=k < D, other=0).to(ACC)[None, :]
-            if norm_bias is not None:
-                wide += tl.load(norm_bias + k, mask=k < D, other=0).to(ACC)[None, :]
-            y = wide.to(y.dtype)
-        acc = tl.dot(y, w.T, acc, input_precision=PRECISION, out_dtype=ACC)
-
-    if bias is not None:
-        acc += tl.load(bias + columns, mask=columns < d_out, other=0).to(ACC)[None, :]
-    written = (rows < R)[:, None] & (columns < d_out)[None, :]
-    tl.store(out + rows[:, None].to(tl.int64) * d_out + columns[None, :], acc.to(out.dtype.element_ty), mask=written)
-    if pid_n == 0:
+    if pid % column_groups == 0:
         tl.store(mean + rows, mu, mask=rows < R)
         tl.store(rstd + rows, rs, mask=rows < R)
+
+    for first_column in range((pid % column_groups) * BN, d_out, column_groups * BN):
+        columns = first_column + tl.arange(0, BN)
+        w_rows = weight + columns[:, None].to(tl.int64) * stride_o
+        acc = tl.zeros((BM, BN), dtype=ACC)
+        for start in range(0, D, BK):
+            k = start + tl.arange(0, BK)
+            if D % BK == 0:
+                y = tl.load(x_rows + k[None, :], mask=inside[:, None], other=0)  # [BM, BK]
+                w = tl.load(w_rows + k[None, :], mask=columns[:, None] < d_out, other=0)  # [BN, BK]
+            else:
+                y = tl.load(x_rows + k[None, :], mask=inside[:, None] & (k < D)[None, :], other=0)
+                w = tl.load(w_rows + k[None, :], mask=(columns[:, None] < d_out) & (k < D)[None, :], other=0)
+            if NORM != "none":
+                wide = (y.to(ACC) - mu[:, None]) * rs[:, None]
+                if norm_weight is not None:
+                    wide *= tl.load(norm_weight + k, mask=k < D, other=0).to(ACC)[None, :]
+                if norm_bias is not None:
+                    wide += tl.load(norm_bias + k, mask=k < D, other=0).to(ACC)[None, :]
+                y = wide.to(y.dtype)
+            acc = tl.dot(y, w.T, acc, input_precision=PRECISION, out_dtype=ACC)
+        if bias is not None:
+            acc += tl.load(bias + columns, mask=columns < d_out, other=0).to(ACC)[None, :]
+        out_tile = out + rows[:, None].to(tl.int64) * d_out + columns[None, :]
+        tl.store(out_tile, acc.to(out.dtype.element_ty), mask=(rows < R)[:, None] & (columns < d_out)[None, :])
 
 
 def forward(
@@ -96,8 +96,9 @@ def forward(
     mean, rstd = (x.new_empty(rows.shape, dtype=rows.acc) for _ in range(2))
     if out.numel() == 0:
         return out, mean, rstd
-    tile = forward_tile(rows.count, d_out, x.element_size(), target(x.device))
-    grid = (triton.cdiv(rows.count, tile.rows) * triton.cdiv(d_out, tile.columns),)
+    aligned = rows.aligned and weight.stride(0) % 16 == 0 and weight.data_ptr() % 16 == 0
+    tile, column_groups = forward_tile(rows.count, d_out, x.element_size(), aligned, target(x.device))
+    grid = (triton.cdiv(rows.count, tile.rows) * column_groups,)
     with on_device(x):
         combiner_project_fwd_kernel[grid](
             rows.x,
@@ -113,6 +114,7 @@ def forward(
             *rows.layout,
             d_out,
             weight.stride(0),
+            column_groups,
             eps,
             D=d,
             NORM=norm,

@@ -85,6 +85,11 @@ class Rows:
         return B * T * m
 
     @property
+    def aligned(self) -> bool:
+        """Whether every row starts at a multiple of 16 elements: Triton then loads 16 bytes at a time."""
+        return self.x.data_ptr() % 16 == 0 and all(stride % 16 == 0 for stride in self.strides)
+
+    @property
     def acc(self) -> torch.dtype:
         return accumulate_dtype(self.x.dtype)
 
