@@ -96,7 +96,8 @@ class BuildNative(build_ext):
 
     def build_cpu(self, ext: Extension, target: Path) -> dict[str, object]:
         cxx = find_cxx()
-        objects = [("tubes_cpu.cpp", "baseline", "-DMIRASOL_ISA=baseline"), ("bind_native.cpp", "bind", self.binding())]
+        objects = [("tubes_cpu.cpp", "baseline", "-DMIRASOL_ISA=baseline"), ("tubes_rehearse.cpp", "rehearse", "")]
+        objects.append(("bind_native.cpp", "bind", self.binding()))
         if X86:
             objects.append(("tubes_cpu.cpp", "avx2", "-mavx2 -DMIRASOL_ISA=avx2"))
         for openmp in (["-fopenmp"], []):
@@ -170,6 +171,7 @@ def version_of(compiler: str) -> str:
 setup(
     ext_modules=[
         Extension(f"{PACKAGE}._native", ["csrc/tubes_cpu.cpp", "csrc/bind_native.cpp"], optional=True),
+        Extension(f"{PACKAGE}._cuda", ["csrc/tubes_cuda.cu", "csrc/bind_cuda.cpp"], optional=True),
     ],
     cmdclass={"build_ext": BuildNative},
 )

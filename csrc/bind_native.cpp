@@ -4,6 +4,7 @@
 
 #include "plan.h"
 #include "tubes_cpu.h"
+#include "tubes_rehearse.h"
 
 namespace mirasol {
 
@@ -20,69 +21,104 @@ MIRASOL_DECLARE(avx2)
 namespace {
 
 struct Path {
-  const char* name;
+  const char* isa;
   ExtractCpu extract;
   ScatterCpu scatter;
 };
 
-Path pick() {
+// What this processor can run, the fastest first.
+std::vector<Path> paths() {
+  std::vector<Path> able;
 #ifdef MIRASOL_WITH_AVX2
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2")) return {"avx2", avx2::extract, avx2::scatter};
+  if (__builtin_cpu_supports("avx2")) able.push_back({"avx2", avx2::extract, avx2::scatter});
 #endif
-  return {"baseline", baseline::extract, baseline::scatter};
+  able.push_back({"baseline", baseline::extract, baseline::scatter});
+  return able;
 }
 
-const Path kPath = pick();
+const std::vector<Path> kPaths = paths();
 
-Affine make_affine(const std::vector<double>& scale, const std::vector<double>& shift) {
-  require(scale.size() == kChannels && shift.size() == kChannels, "scale and shift must hold three numbers");
-  Affine affine;
-  for (int c = 0; c < kChannels; ++c) {
-    affine.scale[c] = scale[c];
-    affine.shift[c] = shift[c];
+const Path& path(const std::string& isa) {
+  for (const Path& candidate : kPaths) {
+    if (isa.empty() || isa == candidate.isa) return candidate;
   }
-  return affine;
+  throw std::invalid_argument("isa must be one that this processor can run, was " + isa);
 }
 
 void extract(uintptr_t video, int from, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides,
              const std::vector<int64_t>& numbers, const std::vector<double>& scale, const std::vector<double>& shift,
-             const std::vector<uintptr_t>& tokens, int to, int threads) {
+             const std::vector<uintptr_t>& tokens, int to, int threads, const std::string& isa) {
   const Clip clip = make_clip(sizes, strides);
   const std::vector<Tube> tubes = make_tubes(numbers, clip);
   const Affine affine = make_affine(scale, shift);
   require_pointers(clip, video, tokens, tubes.size());
   require(make_dtype(to) != Dtype::kUint8, "tokens must be floating");
   require(threads >= 1, "threads must be at least 1");
-  std::vector<void*> out;
-  for (uintptr_t pointer : tokens) out.push_back(reinterpret_cast<void*>(pointer));
+  const auto out = make_pointers<void*>(tokens);
   const pybind11::gil_scoped_release unlocked;
-  kPath.extract(clip, tubes, affine, reinterpret_cast<const void*>(video), make_dtype(from), out.data(), make_dtype(to),
-                threads);
+  path(isa).extract(clip, tubes, affine, reinterpret_cast<const void*>(video), make_dtype(from), out.data(),
+                    make_dtype(to), threads);
 }
 
 void scatter(const std::vector<uintptr_t>& tokens, int from, const std::vector<int64_t>& numbers,
-             const std::vector<double>& scale, const std::vector<int64_t>& sizes, uintptr_t video, int to,
-             int threads) {
+             const std::vector<double>& scale, const std::vector<int64_t>& sizes, uintptr_t video, int to, int threads,
+             const std::string& isa) {
   const Clip clip = make_contiguous_clip(sizes);
   const std::vector<Tube> tubes = make_tubes(numbers, clip);
   const Affine affine = make_affine(scale, {0, 0, 0});
   require_pointers(clip, video, tokens, tubes.size());
   require(make_dtype(from) != Dtype::kUint8 && make_dtype(to) != Dtype::kUint8, "gradients must be floating");
   require(threads >= 1, "threads must be at least 1");
-  std::vector<const void*> in;
-  for (uintptr_t pointer : tokens) in.push_back(reinterpret_cast<const void*>(pointer));
+  const auto in = make_pointers<const void*>(tokens);
   const pybind11::gil_scoped_release unlocked;
-  kPath.scatter(clip, tubes, affine, in.data(), make_dtype(from), reinterpret_cast<void*>(video), make_dtype(to),
-                threads);
+  path(isa).scatter(clip, tubes, affine, in.data(), make_dtype(from), reinterpret_cast<void*>(video), make_dtype(to),
+                    threads);
+}
+
+// The GPU's launch for the same arguments, run here. Returns each tube's load width in bytes and whether its
+// stores are wide.
+std::vector<std::pair<int, bool>> rehearse(uintptr_t video, int from, const std::vector<int64_t>& sizes,
+                                           const std::vector<int64_t>& strides, const std::vector<int64_t>& numbers,
+                                           const std::vector<double>& scale, const std::vector<double>& shift,
+                                           const std::vector<uintptr_t>& tokens, int to) {
+  const Clip clip = make_clip(sizes, strides);
+  const std::vector<Tube> tubes = make_tubes(numbers, clip);
+  require_pointers(clip, video, tokens, tubes.size());
+  const Launch launch = make_launch(clip, tubes, make_affine(scale, shift), video, make_dtype(from),
+                                      make_pointers<void*>(tokens), make_dtype(to));
+  rehearse_extract(launch, make_dtype(from), make_dtype(to));
+  std::vector<std::pair<int, bool>> widths;
+  for (uint32_t i = 0; i < launch.tasks; ++i) {
+    widths.emplace_back(launch.task[i].load_bytes, launch.task[i].wide_stores);
+  }
+  return widths;
+}
+
+void rehearse_gradient(const std::vector<uintptr_t>& tokens, int from, const std::vector<int64_t>& numbers,
+                       const std::vector<double>& scale, const std::vector<int64_t>& sizes, uintptr_t video, int to) {
+  const Clip clip = make_contiguous_clip(sizes);
+  const std::vector<Tube> tubes = make_tubes(numbers, clip);
+  require_pointers(clip, video, tokens, tubes.size());
+  const Launch launch = make_launch(clip, tubes, make_affine(scale, {0, 0, 0}), video, make_dtype(to),
+                                      make_pointers<void*>(tokens), make_dtype(from));
+  rehearse_scatter(launch, make_dtype(from), reinterpret_cast<void*>(video), make_dtype(to));
+}
+
+std::vector<std::string> names() {
+  std::vector<std::string> names;
+  for (const Path& able : kPaths) names.emplace_back(able.isa);
+  return names;
 }
 
 }  // namespace
 }  // namespace mirasol
 
 PYBIND11_MODULE(_native, m) {
-  m.doc() = "Sparse video tubes on the CPU";
-  m.attr("isa") = mirasol::kPath.name;
+  m.doc() = "Sparse video tubes on the CPU, and a rehearsal of the GPU's launches";
+  m.attr("instruction_sets") = mirasol::names();
   m.def("extract", &mirasol::extract);
   m.def("scatter", &mirasol::scatter);
+  m.def("rehearse", &mirasol::rehearse);
+  m.def("rehearse_gradient", &mirasol::rehearse_gradient);
 }

@@ -1,11 +1,16 @@
 // Half-precision numbers as they lie in memory, and conversions that a compiler can vectorise: no branches, no tables.
-// Rounding is to nearest even; every NaN becomes the quiet one, as in PyTorch.
+// Rounding is to nearest even; every NaN becomes the quiet one, as in PyTorch. A GPU uses its own instructions.
 #pragma once
 
 #include <cstdint>
 #include <cstring>
 
 #include "tubes.h"
+
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#endif
 
 namespace mirasol {
 
@@ -41,33 +46,45 @@ struct Convert<To, Bfloat> {
 template <class To>
 struct Convert<To, Half> {
   static MIRASOL_HD To apply(Half x) {
+#ifdef __CUDA_ARCH__
+    return static_cast<To>(__half2float(__ushort_as_half(x.bits)));
+#else
     const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
     const uint32_t normal = magnitude + (112u << 23);
     const uint32_t tiny = bits_of(float_of(magnitude + (113u << 23)) - float_of(113u << 23));
     const uint32_t huge = magnitude + (224u << 23);  // infinities and NaN
     const uint32_t picked = magnitude >= (0x7c00u << 13) ? huge : magnitude < (0x0400u << 13) ? tiny : normal;
     return static_cast<To>(float_of(picked | sign));
+#endif
   }
 };
 
 template <class From>
 struct Convert<Bfloat, From> {
   static MIRASOL_HD Bfloat apply(From x) {
+#ifdef __CUDA_ARCH__
+    return {__bfloat16_as_ushort(__float2bfloat16_rn(static_cast<float>(x)))};
+#else
     const uint32_t u = bits_of(static_cast<float>(x));
     const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
     return {static_cast<uint16_t>((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded)};
+#endif
   }
 };
 
 template <class From>
 struct Convert<Half, From> {
   static MIRASOL_HD Half apply(From x) {
+#ifdef __CUDA_ARCH__
+    return {__half_as_ushort(__float2half_rn(static_cast<float>(x)))};
+#else
     const uint32_t u = bits_of(static_cast<float>(x)), sign = (u >> 16) & 0x8000u, magnitude = u & 0x7fffffffu;
     const uint32_t huge = magnitude > 0x7f800000u ? 0x7e00u : 0x7c00u;
     const uint32_t tiny = bits_of(float_of(magnitude) + 0.5f) - 0x3f000000u;
     const uint32_t normal = (magnitude + 0xc8000fffu + ((magnitude >> 13) & 1u)) >> 13;
     const uint32_t picked = magnitude >= 0x47800000u ? huge : magnitude < 0x38800000u ? tiny : normal;
     return {static_cast<uint16_t>(picked | sign)};
+#endif
   }
 };
 

@@ -62,9 +62,11 @@ inline Tube make_tube(const int64_t* numbers, const Clip& clip) {
   }
   tube.by_row = Divider(tube.kernel[2]);
   tube.by_plane = Divider(tube.kernel[1]);
+  tube.by_elements = Divider(tube.kernel[2] * kChannels);
   tube.by_width = Divider(tube.grid[2]);
   tube.by_height = Divider(tube.grid[1]);
   tube.by_time = Divider(tube.grid[0]);
+  for (int axis = 0; axis < 3; ++axis) tube.by_stride[axis] = Divider(tube.stride[axis]);
   return tube;
 }
 
@@ -73,6 +75,24 @@ inline std::vector<Tube> make_tubes(const std::vector<int64_t>& numbers, const C
   std::vector<Tube> tubes;
   for (size_t i = 0; i < numbers.size(); i += 9) tubes.push_back(make_tube(numbers.data() + i, clip));
   return tubes;
+}
+
+inline Affine make_affine(const std::vector<double>& scale, const std::vector<double>& shift) {
+  require(scale.size() == kChannels && shift.size() == kChannels, "scale and shift must hold three numbers");
+  Affine affine;
+  for (int c = 0; c < kChannels; ++c) {
+    affine.scale[c] = scale[c];
+    affine.shift[c] = shift[c];
+  }
+  return affine;
+}
+
+// Addresses as pointers, refused where a call with work to do would follow a null one.
+template <class Pointer>
+std::vector<Pointer> make_pointers(const std::vector<uintptr_t>& addresses) {
+  std::vector<Pointer> pointers;
+  for (uintptr_t address : addresses) pointers.push_back(reinterpret_cast<Pointer>(address));
+  return pointers;
 }
 
 inline void require_pointers(const Clip& clip, uintptr_t video, const std::vector<uintptr_t>& tokens, size_t tubes) {

@@ -50,6 +50,10 @@ struct Divider {
   }
 };
 
+struct Affine {  // element = pixel * scale + shift, per channel
+  double scale[kChannels], shift[kChannels];
+};
+
 struct Clip {
   int64_t size[4];    // B, frames, H, W
   int64_t stride[5];  // B, frames, H, W, channel; in elements
@@ -61,8 +65,9 @@ struct Place {  // of a pixel or a token along time, height and width
 
 struct Tube {
   uint32_t kernel[3], stride[3], offset[3], grid[3];  // t, h, w
-  Divider by_row, by_plane;                           // pixel of a token -> (t, h, w): kw, kh
+  Divider by_row, by_plane, by_elements;              // pixel of a token -> (t, h, w): kw, kh; element: 3 kw
   Divider by_width, by_height, by_time;               // token of the batch -> (b, t, h, w): nw, nh, nt
+  Divider by_stride[3];                               // place in the clip -> tokens that cover it
 
   MIRASOL_HD uint32_t tokens() const { return grid[0] * grid[1] * grid[2]; }  // of one clip
   MIRASOL_HD uint32_t pixels() const { return kernel[0] * kernel[1] * kernel[2]; }  // of one token
@@ -98,8 +103,8 @@ struct Tube {
     first = last = 0;
     if (p < offset[axis]) return;
     const uint32_t from = p - offset[axis];
-    const uint32_t behind = from / stride[axis] + 1;
-    first = from < kernel[axis] ? 0 : (from - kernel[axis]) / stride[axis] + 1;
+    const uint32_t behind = by_stride[axis].quotient(from) + 1;
+    first = from < kernel[axis] ? 0 : by_stride[axis].quotient(from - kernel[axis]) + 1;
     last = behind < grid[axis] ? behind : grid[axis];
     if (first > last) first = last;
   }

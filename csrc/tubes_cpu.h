@@ -7,10 +7,6 @@
 
 namespace mirasol {
 
-struct Affine {  // token = pixel * scale + shift, per channel
-  double scale[kChannels], shift[kChannels];
-};
-
 using ExtractCpu = void (*)(const Clip&, const std::vector<Tube>&, const Affine&, const void* video, Dtype from,
                             void* const* tokens, Dtype to, int threads);
 using ScatterCpu = void (*)(const Clip&, const std::vector<Tube>&, const Affine&, const void* const* tokens, Dtype from,

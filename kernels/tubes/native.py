@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 _CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
+_TUBES_A_LAUNCH = 16
 _MODULES = {"cpu": "_native", "cuda": "_cuda"}
 
 
@@ -49,20 +50,22 @@ def build_info() -> dict[str, dict[str, Any]]:
         if module is None:
             entry["why"] = why
         elif device == "cpu":
-            entry["isa"] = module.isa
+            entry["isa"] = module.instruction_sets[0]
         info[device] = entry
     return info
 
 
-def refusals(video: torch.Tensor, dtype: torch.dtype) -> list[str]:
-    """One sentence for each reason why native code cannot serve this call."""
-    device = video.device.type
+def refusals(tensor: torch.Tensor, dtype: torch.dtype, tubes: int) -> list[str]:
+    """One sentence for each reason why native code cannot serve a call on this tensor with so many tubes."""
+    device = tensor.device.type
     if device not in _MODULES:
-        return [f"there is no native code for tensors on {video.device}."]
+        return [f"there is no native code for tensors on {tensor.device}."]
     module, why = _load(_MODULES[device])
     reasons = [] if module is not None else [f"{why}."]
-    if device == "cuda" and torch.float64 in (video.dtype, dtype):
+    if device == "cuda" and torch.float64 in (tensor.dtype, dtype):
         reasons.append("the CUDA kernels do not serve float64.")
+    if device == "cuda" and tubes > _TUBES_A_LAUNCH:
+        reasons.append(f"the CUDA kernels serve at most {_TUBES_A_LAUNCH} tubes at once, not {tubes}.")
     return reasons
 
 
@@ -103,7 +106,6 @@ def _run(on: torch.Tensor, function: str, call: tuple[Any, ...]) -> None:
     if module is None:
         raise RuntimeError(why)
     if on.is_cuda:
-        with torch.cuda.device(on.device):
-            getattr(module, function)(*call, torch.cuda.current_stream().cuda_stream)
+        getattr(module, function)(*call, on.device.index, torch.cuda.current_stream(on.device).cuda_stream)
     else:
-        getattr(module, function)(*call, torch.get_num_threads())
+        getattr(module, function)(*call, torch.get_num_threads(), "")

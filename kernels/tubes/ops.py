@@ -19,11 +19,11 @@ def _unpack(numbers: Sequence[int]) -> list[Tube]:
     return [Tube(row[:3], row[3:6], row[6:]) for row in rows]  # type: ignore[arg-type]
 
 
-def _choose_native(backend: str, tensor: torch.Tensor, dtype: torch.dtype) -> bool:
+def _choose_native(backend: str, tensor: torch.Tensor, dtype: torch.dtype, numbers: Sequence[int]) -> bool:
     """Whether native code serves the call. Asked when the operator runs: a compiled graph holds no such choice."""
     if backend == "torch":
         return False
-    refusals = native.refusals(tensor, dtype)
+    refusals = native.refusals(tensor, dtype, len(numbers) // 9)
     if backend == "native" and refusals:
         raise ValueError('extract_tubes cannot run with backend="native": ' + " ".join(refusals))
     return not refusals
@@ -37,7 +37,7 @@ def _extract(
     dtype: torch.dtype,
     backend: str,
 ) -> list[torch.Tensor]:
-    if not _choose_native(backend, video, dtype):
+    if not _choose_native(backend, video, dtype, tubes):
         return eager.extract(video, _unpack(tubes), scale, shift, dtype)
     tokens = _extract_fake(video, tubes, scale, shift, dtype, backend)
     native.extract(video, tubes, scale, shift, tokens)
@@ -69,7 +69,7 @@ def _scatter(
     backend: str,
 ) -> torch.Tensor:
     dense = [grad.contiguous() for grad in grads]
-    if not _choose_native(backend, dense[0], dtype):
+    if not _choose_native(backend, dense[0], dtype, tubes):
         return eager.scatter(dense, _unpack(tubes), scale, shape, dtype)
     video = _scatter_fake(dense, tubes, scale, shape, dtype, backend)
     native.scatter(dense, tubes, scale, video)

@@ -1,0 +1,212 @@
+// What one warp of the GPU does, as functions of the lane, so that the same code can be walked through on the CPU.
+//
+// A warp's item is a run of at most 256 pixels of one token. First its lanes copy the run into the block's memory, in
+// the order of the token, with the widest accesses that alignment allows. Then they normalise it from there and write it
+// out, 16 bytes a lane side by side.
+#pragma once
+
+#include <cstdint>
+
+#include "numbers.h"
+#include "tubes.h"
+
+namespace mirasol {
+
+constexpr int kLanes = 32;
+constexpr uint32_t kRunPixels = 256;
+constexpr uint32_t kRunElements = kRunPixels * kChannels;
+constexpr int kMaxTasks = 16;
+
+struct Task {  // one tube of a launch
+  Tube tube;
+  void* tokens;
+  uint32_t first_item;  // of the launch
+  uint32_t run;         // pixels of an item; the last of a token may be shorter
+  Divider by_runs;      // item -> token: runs of a token
+  uint8_t load_bytes;   // width of one load
+  bool wide_stores;     // whether 16-byte stores are aligned
+};
+
+struct Launch {
+  Clip clip;
+  const void* video;
+  bool packed;  // the channels of a pixel, and the pixels of a row, lie side by side
+  float scale[kChannels], shift[kChannels];
+  uint32_t tasks, items;
+  Task task[kMaxTasks];
+};
+
+struct Run {  // where an item reads and writes
+  int64_t origin;        // of its token in the clip, in elements
+  int64_t first_output;  // element of the tube's tokens
+  uint32_t first_pixel;  // of its token
+  uint32_t pixels;
+};
+
+MIRASOL_HD Run find_run(const Clip& clip, const Task& task, uint32_t item) {
+  const Tube& tube = task.tube;
+  uint32_t token = item - task.first_item;
+  const uint32_t part = task.by_runs.split(token);
+  Run run;
+  run.first_pixel = part * task.run;
+  const uint32_t left = tube.pixels() - run.first_pixel;
+  run.pixels = left < task.run ? left : task.run;
+  run.first_output = (int64_t{token} * tube.pixels() + run.first_pixel) * kChannels;
+  const Place at = tube.token(token);
+  run.origin = tube.origin(clip, token, at);
+  return run;
+}
+
+template <int Bytes>
+struct alignas(Bytes) Piece {
+  uint8_t bytes[Bytes];
+};
+
+template <int Bytes>
+MIRASOL_HD Piece<Bytes> read(const void* from) {
+#ifdef __CUDA_ARCH__
+  Piece<Bytes> piece;
+  if constexpr (Bytes == 16) {
+    *reinterpret_cast<uint4*>(&piece) = __ldg(static_cast<const uint4*>(from));
+  } else if constexpr (Bytes == 8) {
+    *reinterpret_cast<uint2*>(&piece) = __ldg(static_cast<const uint2*>(from));
+  } else if constexpr (Bytes == 4) {
+    *reinterpret_cast<uint32_t*>(&piece) = __ldg(static_cast<const uint32_t*>(from));
+  } else if constexpr (Bytes == 2) {
+    *reinterpret_cast<uint16_t*>(&piece) = __ldg(static_cast<const uint16_t*>(from));
+  } else {
+    piece.bytes[0] = __ldg(static_cast<const uint8_t*>(from));
+  }
+  return piece;
+#else
+  return *static_cast<const Piece<Bytes>*>(from);
+#endif
+}
+
+// Copies this lane's share of a run with packed pixels: pieces of a row, whatever channel they begin with.
+template <class In, int Bytes>
+MIRASOL_HD void stage_packed(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
+  constexpr uint32_t each = Bytes / sizeof(In);
+  const In* from = static_cast<const In*>(launch.video) + run.origin;
+  const uint32_t pieces = run.pixels * kChannels / each, row_elements = task.tube.kernel[2] * kChannels;
+#pragma unroll 4
+  for (uint32_t piece = lane; piece < pieces; piece += kLanes) {
+    const uint32_t element = run.first_pixel * kChannels + piece * each;
+    uint32_t t = task.tube.by_elements.quotient(element);
+    const uint32_t column = element - t * row_elements;
+    const uint32_t h = task.tube.by_plane.split(t);
+    const int64_t offset = t * launch.clip.stride[1] + h * launch.clip.stride[2] + column;
+    *reinterpret_cast<Piece<Bytes>*>(stage + piece * each) = read<Bytes>(from + offset);
+  }
+}
+
+// Copies this lane's share of a run with the channels apart: pieces of one channel's row, spread over the pixels.
+template <class In, int Bytes>
+MIRASOL_HD void stage_planar(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
+  constexpr uint32_t each = Bytes / sizeof(In);
+  const In* from = static_cast<const In*>(launch.video) + run.origin;
+  const uint32_t pieces = run.pixels / each * kChannels;
+#pragma unroll 4
+  for (uint32_t piece = lane; piece < pieces; piece += kLanes) {
+    const uint32_t group = piece / kChannels, channel = piece % kChannels;
+    const Place at = task.tube.pixel(run.first_pixel + group * each);
+    const Piece<Bytes> data = read<Bytes>(from + inside(launch.clip, at) + channel * launch.clip.stride[4]);
+    In pixels[each];
+    memcpy(pixels, &data, Bytes);
+#pragma unroll
+    for (uint32_t i = 0; i < each; ++i) stage[(group * each + i) * kChannels + channel] = pixels[i];
+  }
+}
+
+template <class In>
+MIRASOL_HD void stage_run(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
+  if (launch.packed) {
+    switch (task.load_bytes) {
+      case 16: return stage_packed<In, 16>(launch, task, run, lane, stage);
+      case 8: return stage_packed<In, 8>(launch, task, run, lane, stage);
+      case 4: return stage_packed<In, 4>(launch, task, run, lane, stage);
+      default: return stage_packed<In, sizeof(In)>(launch, task, run, lane, stage);
+    }
+  }
+  switch (task.load_bytes) {
+    case 16: return stage_planar<In, 16>(launch, task, run, lane, stage);
+    case 8: return stage_planar<In, 8>(launch, task, run, lane, stage);
+    case 4: return stage_planar<In, 4>(launch, task, run, lane, stage);
+    default: return stage_planar<In, sizeof(In)>(launch, task, run, lane, stage);
+  }
+}
+
+// Normalises and writes this lane's share of a run, `Each` elements at a time.
+template <class In, class Out, int Each>
+MIRASOL_HD void emit(const Launch& launch, const Run& run, int lane, const In* stage, Out* out) {
+  const uint32_t count = run.pixels * kChannels / Each;
+  for (uint32_t piece = lane; piece < count; piece += kLanes) {
+    const uint32_t first = piece * Each, channel = first % kChannels;
+    // factors[j] belong to element first + j, + 3, + 6 ...
+    float scale[kChannels], shift[kChannels];
+#pragma unroll
+    for (uint32_t j = 0; j < kChannels; ++j) {
+      const uint32_t c = channel + j < kChannels ? channel + j : channel + j - kChannels;
+      scale[j] = c == 0 ? launch.scale[0] : c == 1 ? launch.scale[1] : launch.scale[2];
+      shift[j] = c == 0 ? launch.shift[0] : c == 1 ? launch.shift[1] : launch.shift[2];
+    }
+    struct alignas(Each * sizeof(Out)) Elements {
+      Out element[Each];
+    } made;
+    struct alignas(Each * sizeof(In) < 16 ? Each * sizeof(In) : 16) Pixels {
+      In pixel[Each];
+    };
+    const Pixels pixels = *reinterpret_cast<const Pixels*>(stage + first);
+#pragma unroll
+    for (int j = 0; j < Each; ++j) {
+      made.element[j] = convert<Out>(convert<float>(pixels.pixel[j]) * scale[j % kChannels] + shift[j % kChannels]);
+    }
+    *reinterpret_cast<Elements*>(out + first) = made;
+  }
+}
+
+template <class In, class Out>
+MIRASOL_HD void emit_run(const Launch& launch, const Task& task, const Run& run, int lane, const In* stage) {
+  Out* out = static_cast<Out*>(task.tokens) + run.first_output;
+  if (task.wide_stores) {
+    emit<In, Out, 16 / sizeof(Out)>(launch, run, lane, stage, out);
+  } else {
+    emit<In, Out, 1>(launch, run, lane, stage, out);
+  }
+}
+
+MIRASOL_HD const Task& find_task(const Launch& launch, uint32_t item) {
+  uint32_t i = launch.tasks - 1;
+  while (i > 0 && launch.task[i].first_item > item) --i;
+  return launch.task[i];
+}
+
+// One pixel of the gradient for the clip: what every token that covers it holds, tubes and tokens in their order.
+template <class In>
+MIRASOL_HD void gather_pixel(const Launch& launch, uint32_t b, Place at, float* sum) {
+  sum[0] = sum[1] = sum[2] = 0;
+  for (uint32_t i = 0; i < launch.tasks; ++i) {
+    const Tube& tube = launch.task[i].tube;
+    const In* tokens = static_cast<const In*>(launch.task[i].tokens);
+    uint32_t t0, t1, h0, h1, w0, w1;
+    tube.covering(0, at.t, t0, t1);
+    tube.covering(1, at.h, h0, h1);
+    if (t0 == t1 || h0 == h1) continue;
+    tube.covering(2, at.w, w0, w1);
+    for (uint32_t t = t0; t < t1; ++t) {
+      for (uint32_t h = h0; h < h1; ++h) {
+        for (uint32_t w = w0; w < w1; ++w) {
+          const uint32_t dt = at.t - tube.offset[0] - t * tube.stride[0], dh = at.h - tube.offset[1] - h * tube.stride[1],
+                         dw = at.w - tube.offset[2] - w * tube.stride[2];
+          const int64_t token = ((int64_t{b} * tube.grid[0] + t) * tube.grid[1] + h) * tube.grid[2] + w;
+          const uint32_t pixel = (dt * tube.kernel[1] + dh) * tube.kernel[2] + dw;
+          const In* from = tokens + (token * tube.pixels() + pixel) * kChannels;
+#pragma unroll
+          for (int c = 0; c < kChannels; ++c) sum[c] += convert<float>(from[c]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace mirasol

@@ -1,0 +1,240 @@
+"""The compiled modules below the operator: every instruction set, the GPU's program rehearsed on the CPU, refusals."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from tolerance import assert_close, assert_within_budget
+
+from mirasol.kernels import TUBEVIT_TUBES, Tube, build_info, extract_tubes, tube_grid
+from mirasol.kernels.tubes import eager, native
+
+
+@pytest.fixture(autouse=True)
+def _native(skip_loudly):
+    if not build_info()["cpu"]["available"]:
+        skip_loudly("the native extension", build_info()["cpu"]["why"])
+
+
+SCALE, SHIFT = [0.017, 0.0175, 0.0174], [-2.1, -2.0, -1.8]
+CODES = native._CODES
+ODD = [
+    Tube((3, 4, 5), (2, 3, 7), (1, 0, 2)),
+    Tube((1, 2, 3), (1, 1, 1)),
+    Tube((2, 5, 16), (3, 9, 4), (0, 1, 0)),
+    Tube((2, 9, 20), (5, 3, 11), (0, 0, 5)),
+]
+EVEN = [Tube((2, 4, 4), (2, 8, 8), (0, 0, 8)), Tube((1, 8, 8), (3, 8, 8)), Tube((1, 16, 16), (1, 16, 16))]
+
+
+def module():
+    return native._load("_native")[0]
+
+
+def numbers(tubes):
+    return [n for tube in tubes for triple in tube for n in triple]
+
+
+def arguments(video, tubes, dtype):
+    """What the bindings take for a clip [B, frames, H, W, 3], and the buffers that they fill."""
+    grids = [math.prod(tube_grid(tube, *video.shape[1:4])) for tube in tubes]
+    tokens = [torch.full((len(video), n, t.size), torch.nan, dtype=dtype) for n, t in zip(grids, tubes, strict=True)]
+    pointers = [t.data_ptr() for t in tokens]
+    sizes, strides = list(video.shape[:4]), list(video.stride())
+    call = (video.data_ptr(), CODES[video.dtype], sizes, strides, numbers(tubes), SCALE, SHIFT, pointers, CODES[dtype])
+    return call, tokens
+
+
+def clip(*shape, dtype=torch.uint8):
+    return torch.randint(0, 256, shape, dtype=torch.uint8) if dtype == torch.uint8 else torch.randn(shape).to(dtype)
+
+
+LAYOUTS = {
+    "packed": lambda v: v,
+    "planar": lambda v: v.movedim(-1, 1).contiguous().movedim(1, -1),
+    "strided": lambda v: v.movedim(0, -1).contiguous().movedim(-1, 0),
+    "row pitch of 3": lambda v: torch.cat([v.flatten(3), v.flatten(3)[..., :3]], 3)[..., :-3].unflatten(3, (-1, 3)),
+    "one byte off": lambda v: torch.cat([v.flatten()[:1], v.flatten()])[1:].view(v.shape),
+}
+
+
+@pytest.mark.parametrize("isa", module().instruction_sets if module() else [])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("source", [torch.uint8, torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_every_instruction_set_equals_pytorch_bitwise(isa, layout, source):
+    video = LAYOUTS[layout](clip(2, 9, 20, 48, 3, dtype=source))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        expected = eager.extract(video, ODD + EVEN, SCALE, SHIFT, dtype)
+        for threads in (1, 3):
+            call, tokens = arguments(video, ODD + EVEN, dtype)
+            module().extract(*call, threads, isa)
+            for out, ref in zip(tokens, expected, strict=True):
+                assert torch.equal(out, ref), f"{dtype}: {(out - ref).abs().max()}"
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_conversions_of_every_kind_of_number(dtype):
+    """All 2^16 numbers through a token and back: subnormal, infinite, not a number; and the ties between them."""
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    between = (every.double() * (1 + torch.finfo(dtype).eps / 2)).float()
+    tube = [Tube((1, 1, 4), (1, 1, 4))]
+    for source in (every.float(), between, every):
+        video = source.repeat_interleave(3).view(1, 1, 16, -1, 3)
+        for target in (dtype, torch.float32):
+            for isa in module().instruction_sets:
+                call, (out,) = arguments(video, tube, target)
+                module().extract(*call[:5], [1.0] * 3, [0.0] * 3, *call[7:], 1, isa)
+                expected = video.reshape(out.shape).to(target)
+                assert torch.equal(out.isnan(), expected.isnan())
+                assert torch.equal(out.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("source", [torch.uint8, torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_rehearsed_launch_equals_pytorch(layout, source, dtype):
+    video = LAYOUTS[layout](clip(2, 9, 20, 48, 3, dtype=source))
+    for tubes in (ODD, EVEN):
+        call, tokens = arguments(video, tubes, dtype)
+        module().rehearse(*call)
+        for out, ref in zip(tokens, eager.extract(video, tubes, SCALE, SHIFT, dtype), strict=True):
+            assert torch.equal(out, ref)
+
+
+def test_the_launch_uses_wide_accesses_where_alignment_allows():
+    def widths(video, dtype):
+        call, tokens = arguments(video, TUBEVIT_TUBES, dtype)
+        assert all(t.data_ptr() % 16 == 0 for t in tokens)
+        return module().rehearse(*call)
+
+    video = clip(1, 32, 224, 224, 3)
+    planar = LAYOUTS["planar"](video)
+    assert video.data_ptr() % 16 == planar.data_ptr() % 16 == 0
+    for dtype in (torch.bfloat16, torch.float32):
+        # 24, 12, 36 and 48 bytes a row of packed pixels; 8, 4, 12 and 16 of one channel
+        assert widths(video, dtype) == [(8, True), (4, True), (4, True), (16, True)]
+        assert widths(planar, dtype) == [(8, True), (4, True), (4, True), (16, True)]
+    assert {width for width, _ in widths(LAYOUTS["one byte off"](video), torch.bfloat16)} == {1}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("which", ["cpu", "rehearsed"])
+def test_gradients_equal_pytorch(dtype, which):
+    shape = [2, 9, 20, 48, 3]
+    grads = [g.to(dtype) for g in eager.extract(torch.randn(shape), ODD + EVEN, SCALE, SHIFT, torch.float32)]
+    video = torch.full(shape, torch.nan, dtype=dtype)
+    call = (
+        [g.data_ptr() for g in grads],
+        CODES[dtype],
+        numbers(ODD + EVEN),
+        SCALE,
+        shape[:4],
+        video.data_ptr(),
+        CODES[dtype],
+    )
+    if which == "cpu":
+        for isa in module().instruction_sets:
+            again = torch.empty_like(video)
+            module().scatter(*call[:5], again.data_ptr(), call[6], 3, isa)
+            module().scatter(*call, 1, isa)
+            assert torch.equal(video, again)
+    else:
+        module().rehearse_gradient(*call)
+    plain = eager.scatter(grads, ODD + EVEN, SCALE, shape, dtype)
+    exact = eager.scatter([g.double() for g in grads], ODD + EVEN, SCALE, shape, torch.float64)
+    assert_within_budget("video", video, plain, exact)
+    if dtype == torch.float32:
+        assert_close("video", video, exact, rtol=1e-6)
+
+
+@pytest.mark.parametrize("run", ["extract", "rehearse"])
+def test_negative_strides_and_overlapping_memory(run):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 20, 48, 3), dtype=np.uint8)
+    for view in (pixels[:, ::-1, ::-1, ::-1], pixels[..., ::-1], np.broadcast_to(pixels[:, :, :1], pixels.shape)):
+        dense = torch.from_numpy(view.copy())
+        call, tokens = arguments(dense, ODD, torch.float32)
+        call = (view.ctypes.data, call[1], call[2], list(view.strides), *call[4:])
+        getattr(module(), run)(*call, *((2, "") if run == "extract" else ()))
+        for out, ref in zip(tokens, eager.extract(dense, ODD, SCALE, SHIFT, torch.float32), strict=True):
+            assert torch.equal(out, ref)
+
+
+def test_clips_beyond_two_gibibytes():
+    frames = 2**31 // (224 * 224 * 3) + 40
+    video = torch.empty(1, frames, 224, 224, 3, dtype=torch.uint8)  # pages that are never touched are never made
+    tubes = [Tube((2, 4, 4), (frames - 4, 32, 32), (1, 8, 8)), Tube((1, 16, 16), (1, 16, 16), (frames - 1, 0, 0))]
+    assert video.numel() > 2**31
+    for frame in (1, 2, frames - 3, frames - 2, frames - 1):
+        video[:, frame] = torch.randint(0, 256, video[:, frame].shape, dtype=torch.uint8)
+    expected = eager.extract(video, tubes, SCALE, SHIFT, torch.float32)
+    for run, extra in (("extract", (1, "")), ("rehearse", ())):
+        call, tokens = arguments(video, tubes, torch.float32)
+        getattr(module(), run)(*call, *extra)
+        for out, ref in zip(tokens, expected, strict=True):
+            assert torch.equal(out, ref)
+
+
+def test_strides_of_terabytes_do_not_overflow():
+    """A clip of one pixel, repeated: addresses stay at that pixel, whatever the sizes."""
+    pixel = torch.tensor([7, 8, 9], dtype=torch.uint8)
+    video = pixel.expand(1, 2**20, 2**20, 2**20, 3)
+    tubes = [Tube((1, 1, 4), (2**19, 2**19, 2**19), (2**19, 2**19, 2**20 - 4))]
+    for run, extra in (("extract", (1, "")), ("rehearse", ())):
+        call, (tokens,) = arguments(video, tubes, torch.float32)
+        getattr(module(), run)(*call, *extra)
+        assert tokens.shape == (1, 1, 12)
+        assert_close(
+            "tokens", tokens[0, 0].view(4, 3), (pixel * torch.tensor(SCALE) + torch.tensor(SHIFT)).expand(4, 3)
+        )
+
+
+REFUSED = {
+    "a tube that does not fit": (4, [1, 1, 25, 1, 1, 1, 0, 0, 0], "yields no token"),
+    "an offset beyond the clip": (4, [1, 1, 1, 1, 1, 1, 0, 20, 0], "yields no token"),
+    "an empty kernel": (4, [0, 1, 1, 1, 1, 1, 0, 0, 0], "kernel, stride >= 1"),
+    "a stride of zero": (4, [1, 1, 1, 1, 0, 1, 0, 0, 0], "kernel, stride >= 1"),
+    "a negative offset": (4, [1, 1, 1, 1, 1, 1, 0, -1, 0], "offset >= 0"),
+    "eight numbers": (4, [1] * 8, "nine numbers each"),
+    "no tube": (4, [], "nine numbers each"),
+    "no frames": (2, [1, 0, 20, 24], "sizes must lie in"),
+    "three sizes": (2, [1, 9, 20], "sizes must be"),
+    "too many tokens": (2, [2**30, 9, 20, 24], "fewer than 2\\^31 tokens"),
+    "a null clip": (0, 0, "null pointer"),
+    "an unknown dtype": (1, 9, "dtype must be a code"),
+    "two scales": (5, [1.0, 2.0], "three numbers"),
+    "no buffer": (7, [], "one token buffer is needed"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("run", ["extract", "rehearse"])
+def test_bad_numbers_are_refused_before_memory_is_touched(case, run):
+    place, value, message = REFUSED[case]
+    video = clip(1, 9, 20, 24, 3)
+    good, tokens = arguments(video, [Tube((1, 2, 2), (2, 2, 2))], torch.float32)
+    call = list(good)
+    call[place] = value
+    with pytest.raises(ValueError, match=message):
+        getattr(module(), run)(*call, *((1, "") if run == "extract" else ()))
+    assert tokens[0].isnan().all()
+
+
+def test_build_info_says_what_is_built():
+    info = build_info()
+    assert set(info) == {"cpu", "cuda"}
+    assert info["cpu"]["isa"] == module().instruction_sets[0]
+    for entry in info.values():
+        assert entry["available"] or entry["why"]
+
+
+def test_a_missing_module_is_replaced_and_its_reason_told(monkeypatch):
+    video, kwargs = clip(1, 9, 20, 24, 3), {"mean": (0.5,) * 3, "std": (0.2,) * 3}
+    expected = extract_tubes(video, ODD[:3], backend="native", **kwargs)
+    monkeypatch.setattr(native, "_load", lambda name: (None, "no C++ compiler was found"))
+    for out, ref in zip(extract_tubes(video, ODD[:3], **kwargs), expected, strict=True):
+        assert torch.equal(out, ref)
+    with pytest.raises(ValueError, match='cannot run with backend="native": no C\\+\\+ compiler was found'):
+        extract_tubes(video, ODD[:3], backend="native", **kwargs)
