@@ -276,12 +276,13 @@ def against(exact: Sequence[torch.Tensor], plain: Sequence[torch.Tensor], part: 
         if len(taken) != len(exact):
             return Verdict(problem=f"{len(taken)} outputs, expected {len(exact)}")
         worst = Verdict(0.0, math.inf)
+        largest = max(want.abs().max().item() for want in exact)
         for out, want, simple in zip(taken, exact, plain, strict=True):
             if out.shape != want.shape:
                 return Verdict(problem=f"shape {list(out.shape)}, expected {list(want.shape)}")
             if not torch.isfinite(out).all():
                 return Verdict(problem="a value is not finite")
-            error, allowed = _error_and_budget(out, want, simple)
+            error, allowed = _error_and_budget(out, want, simple, largest)
             if worst.allowed is None or worst.error is None or error * worst.allowed >= worst.error * allowed:
                 worst = Verdict(error, allowed)
         if worst.error is not None and worst.allowed is not None and worst.error > worst.allowed:
@@ -291,13 +292,19 @@ def against(exact: Sequence[torch.Tensor], plain: Sequence[torch.Tensor], part: 
     return judge
 
 
-def _error_and_budget(out: torch.Tensor, exact: torch.Tensor, plain: torch.Tensor) -> tuple[float, float]:
-    scale = max(exact.abs().max().item(), 1e-30)
+def _error_and_budget(
+    out: torch.Tensor, exact: torch.Tensor, plain: torch.Tensor, largest: float
+) -> tuple[float, float]:
+    """Error and what is allowed, relative to the magnitude of `exact`, or to a tenth of the `largest` of all results:
+
+    some gradients are 0 but for rounding.
+    """
+    scale = max(exact.abs().max().item(), 0.1 * largest, 1e-30)
     error = (out.detach().double() - exact).abs().max().item()
     theirs = (plain.detach().double() - exact).abs().max().item()
     low = exact.to(out.dtype)
     rounding = 2 * ((low + 0.3 - 0.3).double() - low.double()).abs().max().item()
-    floor = 1e-5 * scale if out.dtype in (torch.float32, torch.float64) else 0.0
+    floor = scale * (1e-5 if out.dtype in (torch.float32, torch.float64) else 5e-3)
     return error / scale, max(2 * theirs + rounding, floor) / scale
 
 
@@ -317,6 +324,36 @@ def quantile(values: Sequence[float], q: float) -> float:
     low = int(position)
     high = min(low + 1, len(ordered) - 1)
     return ordered[low] + (ordered[high] - ordered[low]) * (position - low)
+
+
+def compiled(
+    name: str,
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    settings: Settings,
+    *,
+    wrap: Callable[[Callable[..., Any]], Callable[[], Any]] | None = None,
+) -> list[Variant]:
+    """A peer under `torch.compile`, its build time shown; none in a quick run, which is not to wait for a compiler.
+
+    Args:
+        wrap: makes of the compiled function the call that is timed; None: the function on `inputs`.
+    """
+    if settings.effort == "quick":
+        return []
+    mode = "max-autotune-no-cudagraphs" if settings.device.type == "cuda" else "default"
+
+    def make() -> Callable[[], Any]:
+        torch._dynamo.reset()
+        fast = torch.compile(function, dynamic=False, mode=mode)
+        call = wrap(fast) if wrap is not None else lambda: fast(*inputs)
+        try:
+            call()
+        except Exception as error:
+            raise Unavailable(f"does not compile here: {one_line(error)}") from error
+        return call
+
+    return [Variant(name, make, detail={"show_build": True})]
 
 
 def three_modes(forward: Callable[..., Any], inputs: Sequence[torch.Tensor], grad: torch.Tensor, mode: str) -> Any:

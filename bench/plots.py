@@ -57,7 +57,7 @@ def _figures(rows: list[Row]) -> list[tuple[str, Figure]]:
     if any(row.case.startswith("TTM share ") for row in savings):
         figures.append(("ttm", _ttm(savings)))
     suites = dict.fromkeys(row.suite for row in good if row.suite != SUITE)
-    figures += [("peers", _peers(suite, [row for row in good if row.suite == suite])) for suite in suites]
+    figures += [(f"{suite}-peers", _peers(suite, [row for row in good if row.suite == suite])) for suite in suites]
     return figures
 
 

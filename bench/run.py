@@ -29,7 +29,7 @@ from console import HAS_RICH, WITHOUT_EXTRA, Console  # noqa: E402
 from harness import one_line  # noqa: E402
 from rows import Case, Row, Settings  # noqa: E402
 
-SUITES = ("savings", "attention")
+SUITES = ("savings", "attention", "combiner", "ttm", "tubes")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 INTERRUPTED = 130
 

@@ -25,6 +25,7 @@ from rows import Case, Row, Settings, dtype_name
 
 SUITE = "attention"
 OURS, DENSE, FULL, CAUSAL = "mirasol, torch", "SDPA, dense mask", "full attention", "causal SDPA"
+FLEX = "FlexAttention, compiled"
 WORK = {"fwd": 1.0, "bwd": 2.5, "fwd+bwd": 3.5, "step": 1.0}
 """Matrix products of a mode over those of the forward pass."""
 
@@ -177,7 +178,7 @@ def _peers(shape: Shape, settings: Settings, mode: str, variant: Callable[..., V
         return partial(_loop, shape, backend)
 
     peers = [
-        variant("FlexAttention, compiled", lambda: _flex(shape, settings, mode), detail=built),
+        *([] if settings.effort == "quick" else [variant(FLEX, lambda: _flex(shape, settings, mode), detail=built)]),
         variant("loop of SDPA", lambda: loop(None)),
         variant(FULL, lambda: partial(_sdpa, None), judged=False, flops=shape.dense_flops(mode)),
         variant(CAUSAL, lambda: partial(_sdpa, None, is_causal=True), role="limit", judged=False),

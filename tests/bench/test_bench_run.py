@@ -137,3 +137,18 @@ def test_with_the_extra_it_draws(tmp_path):
     drawn = sorted(path.name for path in tmp_path.glob("*.png"))
     assert [name.rsplit("-", 1)[1] for name in drawn] == ["frames.png", "ttm.png"]
     assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+
+
+def test_every_suite_of_operators_is_right_and_timed(tmp_path):
+    json_file = tmp_path / "operators.json"
+    arguments = ["--quick", "--only", "attention,combiner,ttm,tubes", "--out", str(tmp_path), "--json", str(json_file)]
+    assert run.main(arguments) == 0
+    _, rows = report.read_json(json_file)
+    assert {row.status for row in rows} <= {"ok", "SKIP"}
+    timed = [row for row in rows if row.status == "ok"]
+    assert {row.suite for row in timed} == {"attention", "combiner", "ttm", "tubes"}
+    assert all(row.n and row.median_ms for row in timed)
+    judged = [row for row in timed if row.role != "limit" and row.mode != "step"]
+    assert all(row.error is not None and row.allowed is not None and row.error <= row.allowed for row in judged)
+    ours = {(row.case, row.mode) for row in timed if row.role == "ours"}
+    assert ours == {(row.case, row.mode) for row in timed}
