@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from mirasol.config import Config
-from mirasol.mel import LogMel
 
 _CONFIG = "config.json"
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -70,10 +69,7 @@ def load(model: _Module, folder: Path, *, dtype: torch.dtype | None, device: tor
     ]
     if problems:
         raise ValueError(f"the weights in {folder} do not fit {_CONFIG}: " + "; ".join(problems[:8]))
-    # Materialise what checkpoints do not hold (buffers of the spectrogram) before the weights are put in place.
+    # Also brings back what checkpoints do not hold: the spectrogram rebuilds its buffers at every move.
     model.to_empty(device=device)
-    for module in model.modules():
-        if isinstance(module, LogMel):
-            module.reset_buffers()
     model.load_state_dict(weights, assign=True)
     return model.to(dtype=dtype).eval() if dtype is not None else model.eval()
