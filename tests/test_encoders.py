@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 from einops import rearrange
-from tolerance import assert_close
 from torch import nn
 
 import mirasol
@@ -16,6 +15,7 @@ from mirasol.image_vit import load_image_vit
 from mirasol.kernels import Tube
 from mirasol.layers import ViT, init_weights, sincos
 from mirasol.tubes import MergedTube, resize_kernel
+from tolerance import assert_close
 
 HERE = torch.ones(1, dtype=torch.bool)
 

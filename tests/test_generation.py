@@ -5,9 +5,9 @@ import re
 
 import pytest
 import torch
-from tolerance import assert_close
 
 import mirasol
+from tolerance import assert_close
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 pytest.importorskip("av")
 
 import av
-from clips import TONES, frame_numbers, rotate_header, square_centres, tone, write_clip
 
+from clips import TONES, frame_numbers, rotate_header, square_centres, tone, write_clip
 from mirasol.media import clip as clip_module
 from mirasol.media import load
 from mirasol.media.frames import make_picture, quarter_turns, resized

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tolerance import assert_close
 
 from mirasol.mel import LogMel, mel_filterbank
+from tolerance import assert_close
 
 GOLDENS = Path(__file__).with_name("goldens") / "mel_librosa.npz"
 SETTINGS = {

@@ -4,11 +4,12 @@ import re
 
 import pytest
 import torch
-from tolerance import assert_close
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
 from torch.utils.data import default_collate
 
 import mirasol
 from mirasol.config import Config
+from tolerance import assert_close
 
 COMBINERS = {
     "transformer": dict(combiner="transformer"),
@@ -212,6 +213,19 @@ def test_compiles_whole(combiner):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs, text=text)
     assert_close("logits", compiled.logits, expected.logits, rtol=1e-5)
     assert_close("latents", compiled.latents, expected.latents, rtol=1e-5)
+
+
+def test_activation_checkpointing_changes_nothing():
+    model = mirasol.Model.from_preset("tiny", combiner="ttm", mask_ratio=0.0).train()
+    inputs, text = clips(model.config), question()
+    model(**inputs, text=text, labels=text).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    kinds = model._no_split_modules
+    apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ in kinds)
+    model(**inputs, text=text, labels=text).loss.backward()
+    for name, p in model.named_parameters():
+        assert_close(name, p.grad, expected[name.replace("_checkpoint_wrapped_module.", "")], rtol=1e-6)
 
 
 def test_bfloat16_autocast_trains():
