@@ -133,7 +133,9 @@ def visible_pairs(
     """The exact number of (query, key) pairs that `chunked_attention` with these arguments computes, per head.
 
     Args:
-        n_q, n_k: queries and keys; the rest as in `chunked_attention`.
+        n_q, n_k: queries and keys, Nq and Nk.
+        q_chunk, k_chunk, window, sinks, causal, cu_seqlens_q, cu_seqlens_k: as in `chunked_attention`; edges may also
+            be given as plain ints.
     Returns:
         A plain int. Forward costs `4 * pairs * D` floating-point operations a head, backward 2.5 times that.
     """

@@ -146,7 +146,8 @@ def ttm_step(
     """One chunk of a stream: the memory is the whole state, so cost and size do not grow with the chunks seen.
 
     Args:
-        memory: [B, s, d]; inputs: [B, n, d]; time: [d] or None; the rest as in `ttm_scan`.
+        memory: [B, s, d]; inputs: [B, n, d]; time: [d], the chunk's time stamp, or None.
+        read_params, process, write_params, backend: as in `ttm_scan`.
     Returns:
         outputs [B, r, d] and the next memory [B, s, d]; over all chunks equal to `ttm_scan`.
     """
@@ -186,7 +187,16 @@ def group_tokens(tokens: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def ungroup_tokens(tokens: torch.Tensor, groups: int) -> torch.Tensor:
-    """The inverse of `group_tokens`: [B G, ..., n / G, d] -> [B, ..., n, d], contiguous."""
+    """The inverse of `group_tokens`.
+
+    Args:
+        tokens: [B G, ..., n / G, d], any dtype.
+        groups: G, a divisor of the first dimension.
+    Returns:
+        [B, ..., n, d], contiguous.
+    Raises:
+        ValueError: `groups` does not divide B G, or `tokens` has fewer than three dimensions.
+    """
     expect(tokens.ndim >= 3, "tokens", "be [B G, ..., n / G, d]", tokens)
     expect(groups >= 1 and tokens.shape[0] % groups == 0, "groups", f"divide B G = {tokens.shape[0]}", groups)
     return tokens.unflatten(0, (-1, groups)).movedim(1, -3).flatten(-3, -2).contiguous()

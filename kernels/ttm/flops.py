@@ -12,9 +12,12 @@ from collections.abc import Sequence
 def summary_flops(batch: int, tokens: int, d: int, hidden: Sequence[int], k: Sequence[int]) -> int:
     """Forward of a TokenLearner summary of `tokens` tokens, or of a part of them.
 
-    Scores cost d x hidden and hidden x k a token, the weighted sum k x d. Several summaries of the same tokens are
-    given as several entries of `hidden` and `k`. The work of a part of the tokens is proportional to it, so reading and
-    writing costs the same in the time-parallel and in the step-by-step form.
+    Scores cost d x hidden and hidden x k a token, the weighted sum k x d. The work of a part of the tokens is
+    proportional to it, so reading and writing costs the same in the time-parallel and in the step-by-step form.
+
+    Args:
+        batch: B; tokens: p; d: their width.
+        hidden, k: width of the score network and tokens of the summary, one entry a summary of the same tokens.
     """
     return 2 * batch * tokens * sum(d * h + h * n + n * d for h, n in zip(hidden, k, strict=True))
 
@@ -24,7 +27,9 @@ def summary_backward_flops(
 ) -> int:
     """Backward of `summary_flops`: the scores are computed again from the saved hidden layer.
 
-    Gradients of the scores and of the weights for all tokens; gradients of the tokens for `tokens_with_grad` of them.
+    Args:
+        batch, tokens, d, hidden, k: as there; gradients of scores and weights are taken for all tokens.
+        tokens_with_grad: tokens that need a gradient themselves; None: all.
     """
     with_grad = tokens if tokens_with_grad is None else tokens_with_grad
     for_all = sum(n * d + 3 * h * n + h * d for h, n in zip(hidden, k, strict=True))
@@ -38,7 +43,8 @@ def scan_flops(
     """Forward of `ttm_scan` with TokenLearner read and write, without the process unit.
 
     Args:
-        inputs: n, tokens a chunk; memory: s; read: r; hidden: widths of the read's and the write's score networks.
+        batch: B; chunks: T; inputs: n, tokens a chunk; d: their width; memory: s; read: r.
+        hidden: widths of the read's and the write's score networks.
     """
     reading = summary_flops(batch, memory + inputs, d, hidden[:1], [read])
     writing = summary_flops(batch, memory + inputs + read, d, hidden[1:], [memory])
