@@ -6,10 +6,12 @@ from typing import Literal, overload
 
 import torch
 
+from mirasol.kernels.attention.configs import MOST_WIDTH
 from mirasol.kernels.attention.eager import merge_partials
 from mirasol.kernels.attention.ops import ChunkedAttention
 from mirasol.kernels.attention.reference import chunked_attention_reference
 from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor
+from mirasol.kernels.core.device import triton_refusals
 from mirasol.kernels.core.dispatch import Backend, autocast, choose_backend
 
 
@@ -109,7 +111,8 @@ def chunked_attention(
     _check_packing(cu_seqlens_q, cu_seqlens_k, q.shape[2], k.shape[2])
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
     q, k, v = autocast(q, k, v)  # type: ignore[assignment]
-    chosen = choose_backend("chunked_attention", backend, q.is_cuda, ["It has no Triton kernels."])
+    refusals = _triton_refusals(q, k, v, scale) if q.is_cuda or backend == "triton" else []
+    chosen = choose_backend("chunked_attention", backend, q.is_cuda, refusals)
     if chosen == "reference":
         out, lse = chunked_attention_reference(
             q,
@@ -154,6 +157,15 @@ def merge_attention(
         expect_tensor(name, lse, dims.removesuffix(" D"))
         expect_shape(name, lse, out_a.shape[:-1], "the shape of out_a without D")
     return merge_partials(out_a, lse_a, out_b, lse_b)
+
+
+def _triton_refusals(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> list[str]:
+    reasons = triton_refusals(q, k, v)
+    if q.shape[3] > MOST_WIDTH:
+        reasons.append(f"Its kernels serve heads of up to {MOST_WIDTH} columns, these have {q.shape[3]}.")
+    if not scale > 0:
+        reasons.append(f"Its kernels need a scale above 0, this is {scale}.")
+    return reasons
 
 
 def _check_tensors(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:

@@ -37,9 +37,13 @@ def read_layout(
 
 
 def _forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    *where, scale, backend = args
+    if backend == "triton":
+        from mirasol.kernels.attention import triton_launch
+
+        return triton_launch.forward(q, k, v, triton_launch.Where(*where), scale)
     from mirasol.kernels.attention import eager
 
-    *where, scale, _backend = args
     return eager.forward(q, k, v, read_layout(q.shape[2], k.shape[2], *where), scale)
 
 
@@ -62,9 +66,13 @@ def _backward(
     lse: torch.Tensor,
     *args: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    *where, scale, backend = args
+    if backend == "triton":
+        from mirasol.kernels.attention import triton_launch
+
+        return triton_launch.backward(grad, grad_lse, q, k, v, out, lse, triton_launch.Where(*where), scale)
     from mirasol.kernels.attention import eager
 
-    *where, scale, _backend = args
     layout = read_layout(q.shape[2], k.shape[2], *where)
     return eager.backward(grad, grad_lse, q, k, v, out, lse, layout, scale)
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 from attention_cases import CASES, Case, make_inputs, random_case
-from tolerance import assert_close, assert_within_budget
 from torch.nn.functional import scaled_dot_product_attention
 
 from mirasol.kernels import chunked_attention, merge_attention
 from mirasol.kernels.attention import plan, tiles
+from tolerance import assert_close, assert_within_budget
 
 
 def finite(lse: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ from mirasol.kernels import visible_pairs
 from mirasol.kernels.attention.layout import Layout, make_layout, runs
 from mirasol.kernels.attention.plan import additive_mask, plan
 from mirasol.kernels.attention.reference import visible_mask
+from mirasol.kernels.attention.tables import visibility_tables
 
 
 def layout_of(case: Case) -> Layout:
@@ -113,3 +114,39 @@ def test_token_causal_is_one_run_and_one_call() -> None:
 def test_edges_that_do_not_fit_are_refused(layout: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         visible_pairs(10, 10, **layout)
+
+
+def tables_of(case: Case) -> tuple[torch.Tensor, torch.Tensor]:
+    def split(name: str) -> tuple[int, torch.Tensor | None]:
+        given = case.layout.get(name)
+        chunk = case.layout["q_chunk"] if given is None else given
+        return (0, chunk) if isinstance(chunk, torch.Tensor) else (chunk, None)
+
+    (q_chunk, q_edges), (k_chunk, k_edges) = split("q_chunk"), split("k_chunk")
+    cu_q = case.layout.get("cu_seqlens_q")
+    cu_k = case.layout.get("cu_seqlens_k", cu_q)
+    rule = case.layout.get("window"), case.layout.get("sinks", 0), case.layout.get("causal", False)
+    sizes = (case.n_q, case.n_k, q_chunk, k_chunk)
+    return visibility_tables(*sizes, q_edges, k_edges, cu_q, cu_k, *rule, torch.device("cpu"))
+
+
+def check_tables(case: Case) -> None:
+    dense = visible_mask(case.n_q, case.n_k, **case.layout)
+    rows, columns = tables_of(case)
+    keys, queries = torch.arange(case.n_k), torch.arange(case.n_q)[:, None]
+    (s0, s1, k0, k1), (q0, q1) = rows[:, :, None], columns[:, None]
+    sinks, rest = (keys >= s0) & (keys < s1), (keys >= k0) & (keys < k1)
+    assert not (sinks & rest).any()
+    assert torch.equal(sinks | rest, dense)
+    assert torch.equal((queries >= q0) & (queries < q1), dense)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_tables_equal_the_dense_mask(case: Case) -> None:
+    check_tables(case)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32))
+def test_tables_of_random_layouts_equal_the_dense_mask(seed: int) -> None:
+    check_tables(random_case(random.Random(seed)))

@@ -1,0 +1,124 @@
+"""What the attention kernels share: which keys a row sees, which queries a key, and how tiles cover a range.
+
+Rows are packed: row r is query r // GROUP under head r % GROUP of the GROUP query heads that share a key head. So one
+tile serves all of them, and grouped heads need no loop of their own.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Never specialised: a new length, chunk or batch compiles nothing.
+LENGTHS = ["n_q", "n_k", "q_chunk", "k_chunk", "shift", "window", "sinks", "batch", "heads_k"]
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL: tl.constexpr, TABLE: tl.constexpr):
+    """Keys [s0, s1) and [k0, k1) that query i sees; the two do not overlap. Rows beyond the last see what it sees."""
+    i = tl.minimum(i, n_q - 1)
+    if TABLE:
+        s0 = tl.load(table + i)
+        s1 = tl.load(table + n_q + i)
+        k0 = tl.load(table + 2 * n_q + i)
+        k1 = tl.load(table + 3 * n_q + i)
+    else:
+        c = i // q_chunk
+        own = c + shift
+        own0 = own * k_chunk
+        k1 = tl.minimum(own0 + k_chunk, n_k)
+        k0 = tl.maximum(own - window + 1, 0) * k_chunk
+        s0 = tl.zeros_like(i)
+        s1 = tl.minimum(sinks * k_chunk, own0)
+        touching = s1 >= k0
+        k0 = tl.where(touching, 0, k0)
+        s1 = tl.where(touching, 0, s1)
+        if CAUSAL:
+            before_end = tl.minimum((c + 1) * q_chunk, n_q) - 1 - i
+            k1 = tl.maximum(k1 - before_end, own0)
+        sees = own >= 0
+        s1 = tl.where(sees, s1, 0)
+        k0 = tl.where(sees, k0, 0)
+        k1 = tl.where(sees, k1, 0)
+    return s0, s1, k0, k1
+
+
+@triton.jit
+def column_ranges(
+    j, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL: tl.constexpr, TABLE: tl.constexpr
+):
+    """Queries [q0, q1) that see key j; keys beyond the last are seen by those that see it."""
+    j = tl.minimum(j, n_k - 1)
+    if TABLE:
+        q0 = tl.load(table + j)
+        q1 = tl.load(table + n_k + j)
+    else:
+        chunks = (n_q + q_chunk - 1) // q_chunk
+        ck = j // k_chunk
+        own = ck - shift  # query chunk; negative before the first
+        q0 = tl.maximum(own, 0) * q_chunk
+        q1 = tl.minimum(tl.minimum(tl.maximum(own + window, 0), chunks) * q_chunk, n_q)
+        q1 = tl.where(ck < sinks, n_q, q1)
+        if CAUSAL:
+            before_end = tl.minimum((ck + 1) * k_chunk, n_k) - 1 - j
+            later = tl.maximum(tl.minimum((own + 1) * q_chunk, n_q) - 1 - before_end, q0)
+            q0 = tl.where(own >= 0, later, q0)
+        q1 = tl.maximum(q0, q1)
+    return q0, q1
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b in the dtype of acc."""
+    return tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+
+
+@triton.jit
+def load_rows(base, offsets, mask, WIDTH: tl.constexpr, PADDED: tl.constexpr, MASKED: tl.constexpr):
+    """[rows, PADDED] at row `offsets` from `base`; zero where `mask` is False (if MASKED) and beyond WIDTH columns."""
+    cols = tl.arange(0, PADDED)
+    pointers = base + (offsets[:, None] + cols[None, :])
+    if MASKED:
+        if WIDTH != PADDED:
+            return tl.load(pointers, mask=mask[:, None] & (cols < WIDTH)[None, :], other=0.0)
+        return tl.load(pointers, mask=mask[:, None], other=0.0)
+    if WIDTH != PADDED:
+        return tl.load(pointers, mask=(cols < WIDTH)[None, :], other=0.0)
+    return tl.load(pointers)
+
+
+@triton.jit
+def store_rows(base, offsets, mask, value, WIDTH: tl.constexpr, PADDED: tl.constexpr):
+    """Store [rows, PADDED] at row `offsets` from `base`, where `mask` is True, WIDTH columns of it."""
+    cols = tl.arange(0, PADDED)
+    pointers = base + (offsets[:, None] + cols[None, :])
+    tl.store(pointers, value.to(base.dtype.element_ty), mask=mask[:, None] & (cols < WIDTH)[None, :])
+
+
+@triton.jit
+def tile_order(pid, tiles, batch_heads, NEIGHBOURS: tl.constexpr):
+    """(batch and head, tile) of a program: the last tiles first, as they see most; a few neighbours share a head."""
+    group = pid // (NEIGHBOURS * batch_heads)
+    first = group * NEIGHBOURS
+    width = tl.minimum(tiles - first, NEIGHBOURS)
+    rest = pid - first * batch_heads
+    return rest // width, tiles - 1 - first - rest % width
+
+
+@triton.jit
+def full_range(low, high, any_low, any_high, BLOCK: tl.constexpr):
+    """The tiles of [any_low, any_high) that need no mask: (where they begin, how many).
+
+    `low` and `high` are the ranges that the rows of a tile see; what all of them see needs no mask.
+    """
+    begin = tl.max(low, 0)
+    count = tl.maximum(tl.min(high, 0) - begin, 0) // BLOCK
+    return tl.where(count > 0, begin, any_high), count
+
+
+@triton.jit
+def share(count, split, SPLITS: tl.constexpr):
+    """Which of `count` tiles belong to one of SPLITS programs: from, below."""
+    return count * split // SPLITS, count * (split + 1) // SPLITS
