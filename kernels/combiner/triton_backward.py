@@ -17,6 +17,21 @@ from mirasol.kernels.combiner.triton_rows import Rows, kept_rows
 from mirasol.kernels.core.device import on_device, target
 
 
+@triton.jit
+def clear_dropped(dx, part, boundaries, T, m, n, parts, D: tl.constexpr, BLOCK: tl.constexpr):
+    """Write zeros to every `parts`-th block of the tokens before the last m of one chunk of a contiguous dx."""
+    chunk = part // parts
+    b, t = (chunk // T).to(tl.int64), chunk % T
+    if boundaries is None:
+        first, end = chunk.to(tl.int64) * n, chunk.to(tl.int64) * n + n - m
+    else:
+        first = b * n + tl.maximum(tl.load(boundaries + t), 0)
+        end = b * n + tl.minimum(tl.load(boundaries + t + 1) - m, n)
+    lanes = tl.arange(0, BLOCK)
+    for start in range(first * D + (part % parts) * BLOCK, end * D, parts * BLOCK):
+        tl.store(dx + start + lanes, tl.zeros((BLOCK,), dtype=dx.dtype.element_ty), mask=start + lanes < end * D)
+
+
 @triton.jit(do_not_specialize=["R", "T", "m", "n", "n_dx", "kept_programs", "zero_programs"])
 def combiner_project_bwd_rows_kernel(
     x,
@@ -46,27 +61,12 @@ def combiner_project_bwd_rows_kernel(
     ROWS: tl.constexpr,
     ACC: tl.constexpr,
 ):
+    """The first programs share the kept rows; the others clear the rest of dx, `zero_programs` for each chunk."""
     pid = tl.program_id(0)
     k = tl.arange(0, WIDTH)
-    if dx_boundaries is None:
-        dx_chunk = n_dx.to(tl.int64) * D
-        dx_batch = dx_chunk * T
-    else:
-        dx_chunk = tl.zeros((), dtype=tl.int64)
-        dx_batch = n_dx.to(tl.int64) * D
     if pid >= kept_programs:
-        chunk, part = (pid - kept_programs) // zero_programs, (pid - kept_programs) % zero_programs
-        b, t = chunk // T, chunk % T
-        if dx_boundaries is None:
-            first, end = t.to(tl.int64) * n_dx, t.to(tl.int64) * n_dx + n_dx - m
-        else:
-            first, end = tl.load(dx_boundaries + t).to(tl.int64), tl.load(dx_boundaries + t + 1).to(tl.int64) - m
-            first, end = tl.maximum(first, 0), tl.minimum(end, n_dx)
-        out = dx + b.to(tl.int64) * dx_batch
-        lanes = tl.arange(0, ROWS * WIDTH)
-        for start in range(first * D + part * ROWS * WIDTH, end * D, zero_programs * ROWS * WIDTH):
-            zeros = tl.zeros((ROWS * WIDTH,), dtype=dx.dtype.element_ty)
-            tl.store(out + start + lanes, zeros, mask=start + lanes < end * D)
+        if dx is not None:
+            clear_dropped(dx, pid - kept_programs, dx_boundaries, T, m, n_dx, zero_programs, D, ROWS * WIDTH)
     else:
         sum_weight = tl.zeros((WIDTH,), dtype=ACC)
         sum_bias = tl.zeros((WIDTH,), dtype=ACC)
@@ -99,7 +99,9 @@ def combiner_project_bwd_rows_kernel(
                     if NORM == "layer":
                         g -= (tl.sum(g, 1) / D)[:, None]
                     g *= rs[:, None]
-                    dx_offsets, _ = kept_rows(rows, R, dx_boundaries, T, m, n_dx, dx_batch, dx_chunk, D)
+                    per_chunk = n_dx.to(tl.int64) * D
+                    per_batch = per_chunk * T if dx_boundaries is None else per_chunk
+                    dx_offsets, _ = kept_rows(rows, R, dx_boundaries, T, m, n_dx, per_batch, per_chunk, D)
                     tl.store(dx + dx_offsets[:, None] + k[None, :], g.to(dx.dtype.element_ty), mask=mask)
         if partial is not None:
             tl.store(partial + pid.to(tl.int64) * D + k, sum_weight, mask=k < D)

@@ -42,7 +42,7 @@ def row_statistics(
         return mu, mu + 1
     squares = tl.zeros((BM,), dtype=ACC)
     seen = tl.zeros((BM,), dtype=ACC)
-    for start in range(0, D, BK):
+    for start in tl.range(0, D, BK, num_stages=6):  # loads are pipelined without a product only where asked
         k = start + tl.arange(0, BK)
         v = tl.load(x_rows + k[None, :], mask=inside[:, None] & (k < D)[None, :], other=0).to(ACC)  # [BM, BK]
         if NORM == "rms":

@@ -44,12 +44,16 @@ def _kernels(
     d_out: int = 1024,
     norm: str | None = "layer",
     uneven: bool = False,
+    frozen: tuple[str, ...] = (),
 ) -> list[Kernel]:
     x = _meta(dtype, B, T * n, d) if uneven else _meta(dtype, B, T, n, d)
     boundaries = torch.empty(T + 1, dtype=torch.int32, device="meta") if uneven else None
     norm_weight = None if norm is None else _meta(dtype, d)
     norm_bias = _meta(dtype, d) if norm == "layer" else None
     weight, bias = _meta(dtype, d_out, d), _meta(dtype, d_out)
+    named = {"x": x, "weight": weight, "bias": bias, "norm_weight": norm_weight, "norm_bias": norm_bias}
+    for name in frozen:
+        named[name].requires_grad_(False)
     with compile_only(target) as kernels:
         out = combiner_project(
             x, 32, weight, bias, norm_weight, norm_bias, norm=norm, boundaries=boundaries, backend="triton"
@@ -93,6 +97,8 @@ def test_resources(name, target, dtype, shape):
             used = {"sm_80": found.mma, "sm_90": found.wgmma, "sm_100": found.tcgen05}
             assert used[target] > 0
             assert target == "sm_80" or found.mma == 0
+            if "unaligned" not in name:  # all but the bias and the boundaries is loaded asynchronously
+                assert kernel.compiled.asm["ttgir"].count("tt.load") == (2 if shape.get("uneven") else 1)
         assert found.programs_per_multiprocessor >= 1
 
 
@@ -103,6 +109,23 @@ def test_every_tile_has_a_row():
         len(FORWARD_TILES[int(target[3:]), size]) * (2 if size == 2 else 1) for target in TARGETS for size in (2, 4)
     )
     assert len(named) == tiles + len(TARGETS) + len(VARIANTS)
+
+
+FROZEN = {
+    "features": ("x",),
+    "features and norm": ("x", "norm_weight", "norm_bias"),
+    "head": ("weight", "bias"),
+    "all but x": ("weight", "bias", "norm_weight", "norm_bias"),
+}
+
+
+@pytest.mark.parametrize("frozen", FROZEN.values(), ids=FROZEN)
+@pytest.mark.parametrize("uneven", [False, True])
+def test_gradients_that_nobody_asked_for_compile_away(uneven, frozen):
+    full, part = (_kernels("sm_90", torch.bfloat16, uneven=uneven, frozen=names)[1] for names in ((), frozen))
+    stores = [kernel.compiled.asm["ttgir"].count("tt.store") for kernel in (full, part)]
+    assert stores[1] < stores[0]
+    assert resources(part).spills == 0
 
 
 def test_lengths_do_not_specialise():
