@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, PUBLISHED, SUITE, s
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = {EVERYTHING: "#555555", CHUNKED: "#0072B2", CHUNKED_TTM: "#D55E00"}
+DASHES = {EVERYTHING: "-", CHUNKED: "--", CHUNKED_TTM: "-"}  # where (a) and (b) fall together, both are to be seen
+SIZES = {EVERYTHING: 8, CHUNKED: 5, CHUNKED_TTM: 5}
 OURS, PEER, LIMIT = "#D55E00", "#8DA0B5", "#D9D9D9"
 LETTERS = {EVERYTHING: "(a)", CHUNKED: "(b)", CHUNKED_TTM: "(c)"}
 PANELS: list[tuple[str, str, Callable[[Row], Any], dict[str, float]]] = [
@@ -41,7 +44,8 @@ def draw(rows: list[Row], folder: Path, prefix: str, caption: str) -> list[Path]
     written = []
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(rows):
-            figure.text(0.01, 0.008, caption, fontsize=6.5, color="#666666", ha="left", va="bottom")
+            foot = textwrap.fill(caption, int(18 * figure.get_figwidth()))
+            figure.text(0.01, 0.01, foot, fontsize=6.5, color="#666666", ha="left", va="bottom")
             path = folder / f"{prefix}-{name}.png"
             figure.savefig(path, dpi=150)
             written.append(path)
@@ -68,19 +72,21 @@ def _frames(rows: list[Row]) -> Figure:
         axes = figure.add_subplot(1, 3, index)
         shown = [row for row in rows if row.case.startswith(prefix) and value(row)]
         unit, scale = _unit(units, max((value(row) for row in shown), default=1.0))
-        for place, (name, colour) in enumerate(COLOURS.items()):
+        for name, colour in COLOURS.items():
             line = sorted((row for row in shown if row.impl == name), key=lambda row: row.detail["frames"])
             x, y = [row.detail["frames"] for row in line], [value(row) / scale for row in line]
-            axes.plot(x, y, "o-", color=colour, linewidth=2, markersize=5, label=f"{LETTERS[name]} {name}")
+            label = f"{LETTERS[name]} {name}"
+            axes.plot(x, y, DASHES[name], marker="o", color=colour, linewidth=2, markersize=SIZES[name], label=label)
             if title == "Time":
-                _spread(axes, line, scale, colour, 1 + 0.05 * (place - 1))
+                _spread(axes, line, scale, colour)
         _log_axes(axes, sorted({row.detail["frames"] for row in shown}))
         preset = shown[0].detail["preset"] if shown else ""
         where = "counted" if prefix == "work " else f"{shown[0].device}, {shown[0].dtype}" if shown else ""
-        axes.set_title(f"{title}, {unit}: preset {preset} ({where})", loc="left")
+        axes.set_title(f"{title}, {unit}\n", loc="left", weight="bold")
+        axes.text(0, 1.025, f"preset {preset}, {where}", transform=axes.transAxes, color="#444444", fontsize=9)
         axes.set_xlabel("frames in the clip")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False)
-    figure.subplots_adjust(left=0.05, right=0.985, bottom=0.17, top=0.83, wspace=0.2)
+    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.17, top=0.8, wspace=0.18)
     return figure
 
 
@@ -90,11 +96,11 @@ def _unit(units: dict[str, float], largest: float) -> tuple[str, float]:
     return fitting[-1] if fitting else next(iter(units.items()))
 
 
-def _spread(axes: Axes, line: list[Row], scale: float, colour: str, shift: float) -> None:
-    """The 20th to the 80th percentile of the rounds, side by side so that none hides another."""
+def _spread(axes: Axes, line: list[Row], scale: float, colour: str) -> None:
+    """The 20th to the 80th percentile of the rounds."""
     for row in line:
         if row.p20_ms and row.p80_ms:
-            x = row.detail["frames"] * shift
+            x = row.detail["frames"]
             axes.plot([x, x], [row.p20_ms / scale, row.p80_ms / scale], color=colour, linewidth=1.2, marker="_")
 
 
@@ -119,7 +125,7 @@ def _ttm(rows: list[Row]) -> Figure:
     figure = Figure(figsize=(7.2, 4.4))
     axes = figure.add_subplot()
     width = 0.8 / max(1, len(depths))
-    shades = ["#F6C7A3", "#E88F4F", "#B34700", "#7A3000"]
+    shades = ["#F6C7A3", "#DD7A33", "#A84300", "#7A3000"]
     for index, depth in enumerate(depths):
         heights = [
             next(
@@ -131,10 +137,12 @@ def _ttm(rows: list[Row]) -> Figure:
         ]
         places = [i + (index - (len(depths) - 1) / 2) * width for i in range(len(frames))]
         bars = axes.bar(places, heights, width * 0.92, color=shades[index % 4], label=f"against {depth} layers")
-        axes.bar_label(bars, [f"{h:.1f}" for h in heights], padding=2, fontsize=9)
+        for bar, height in zip(bars, heights, strict=True):
+            ink = "white" if index else "black"
+            axes.text(bar.get_x() + bar.get_width() / 2, 0.6, f"{height:.1f}", ha="center", color=ink, fontsize=9)
     axes.axhline(PUBLISHED, color="#0072B2", linewidth=1.5, linestyle="--")
     axes.annotate(
-        f"published: {PUBLISHED:.0f} %",
+        f"published: {PUBLISHED:.0f} %\n(setting not stated)",
         (1.0, PUBLISHED),
         xycoords=("axes fraction", "data"),
         xytext=(4, 0),
@@ -149,7 +157,7 @@ def _ttm(rows: list[Row]) -> Figure:
     preset = shares[0].detail["preset"]
     axes.set_title(f"TTM Combiner against the causal-Transformer Combiner\npreset {preset}, counted", loc="left")
     axes.legend(frameon=False, loc="upper left")
-    figure.subplots_adjust(left=0.1, right=0.84, bottom=0.14, top=0.86)
+    figure.subplots_adjust(left=0.1, right=0.8, bottom=0.16, top=0.86)
     return figure
 
 
@@ -171,13 +179,14 @@ def _peers(suite: str, rows: list[Row]) -> Figure:
         against = row.median_ms / min(own) if own else 1.0
         axes.barh(place, against, 0.78, color=colours[row.role])
         axes.text(-0.01, place, row.impl, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8.5)
-        text = f" {against:.2f}x   {report.milliseconds(row.median_ms)}"
-        axes.text(against, place, text, va="center", ha="left", fontsize=8)
-    axes.axvline(1.0, color="#333333", linewidth=1)
+        text = f"{against:.2f}x   {report.milliseconds(row.median_ms)}"
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+        axes.annotate(text, (against, place), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=box)
+    axes.axvline(1.0, color="#333333", linewidth=1, zorder=0.5)
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_yticks([])
     axes.set_xlim(0, 1.28 * max((bar.get_width() for bar in axes.patches), default=1.0))  # type: ignore[attr-defined]
-    axes.set_xlabel("time over the fastest of mirasol's (shorter is faster); grey: other mathematics, a speed of light")
+    axes.set_xlabel("time over mirasol's fastest; light grey: a speed of light, other mathematics")
     axes.set_title(
         f"{suite}: {rows[0].device}, {', '.join(sorted({row.dtype for row in rows if row.dtype}))}", loc="left"
     )

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import sys
@@ -126,12 +127,15 @@ class Session:
         if not HAS_RICH:
             say(WITHOUT_EXTRA)
         say()
+        gc.freeze()  # collections between measurements need not look at what the imports left
         try:
             self.about["roofline"] = roofline.measure(self.settings)
             self.measure()
             self.about["roofline_at_end"] = roofline.measure(self.settings)
         except KeyboardInterrupt:
             self.about["interrupted"] = True
+        finally:
+            gc.unfreeze()
         self.finish()
         self.show()
         worse = self.compare()
