@@ -2,7 +2,7 @@
 
 Notation: v [B, p, d] tokens of all sources; x their LayerNorm without weight and bias; h = x w1^T + b1 [B, p, J] the
 hidden layer of all summaries side by side (norm weight and bias are folded into w1 and b1 by the caller, rows of w1
-have mean zero); S [B, K, p] scores; A = exp(S - lse) the weights.
+have mean zero); S [B, p, K] scores; A = exp(S - lse) the weights.
 """
 
 from __future__ import annotations
@@ -30,34 +30,35 @@ def summary_forward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes and meaning as in `ops.ttm_summary`."""
     first = sources[0]
+    dtype, acc = first.dtype, accumulate_dtype(first.dtype)
     batch, d = first.shape[0], first.shape[2]
-    tokens, k = sum(v.shape[1] for v in sources), sum(w.shape[0] for w in w2)
+    spans = _spans(sources)
+    tokens, k = spans[-1].stop, sum(w.shape[0] for w in w2)
     out = first.new_empty(batch, k, d)
-    lse = first.new_empty(batch, k, dtype=accumulate_dtype(first.dtype))
+    lse = first.new_empty(batch, k, dtype=acc)
     hidden = first.new_empty(batch, tokens, w1.shape[0])
-    weights_t, bias = w1.to(first.dtype).t(), b1.to(first.dtype)
+    weights_t, bias = w1.to(dtype).t(), b1.to(dtype)
     for b in _blocks(first, tokens):
         values = [_tokens(v, positions, i, b) for i, v in enumerate(sources)]
-        for v, span in zip(values, _spans(sources), strict=True):
-            normed = _normalise(v)[0]
-            hidden[b, span] = torch.addmm(bias, normed, weights_t).unflatten(0, v.shape[:2])
-        scores = _scores(torch.nn.functional.gelu(hidden[b], approximate="tanh"), w2, b2)
-        top = scores.amax(dim=-1)
+        for v, span in zip(values, spans, strict=True):
+            hidden[b, span] = torch.addmm(bias, _normalise(v)[0], weights_t).unflatten(0, v.shape[:2])
+        scores = _scores(torch.nn.functional.gelu(hidden[b], approximate="tanh"), w2, b2).to(acc)
+        top = scores.amax(dim=1)
         if carry_lse is not None:
             top = torch.maximum(top, carry_lse[b])
-        weights = scores.sub_(top[..., None]).exp_()
-        total = weights.sum(dim=-1)
+        weights = scores.sub_(top[:, None]).exp_()
+        total = weights.sum(dim=1)
         carried = None
-        if carry_out is not None and carry_lse is not None:
+        if carry_lse is not None:
             carried = (carry_lse[b] - top).exp_()
             total += carried
         lse[b] = total.log().add_(top)
-        weights = (weights / total[..., None]).to(first.dtype)
+        weights = weights.div_(total[:, None]).to(dtype)
         block = out[b]
-        for i, (v, span) in enumerate(zip(values, _spans(sources), strict=True)):
-            block.baddbmm_(weights[:, :, span], v, beta=1 if i else 0)
+        for i, (v, span) in enumerate(zip(values, spans, strict=True)):
+            block.baddbmm_(weights[:, span].transpose(1, 2), v, beta=1 if i else 0)
         if carried is not None and carry_out is not None:
-            block.addcmul_(carry_out[b], (carried / total)[..., None].to(block.dtype))
+            block.addcmul_(carry_out[b], (carried / total)[..., None].to(dtype))
     return out, lse, hidden
 
 
@@ -91,27 +92,31 @@ def summary_backward(
     grad_w1, grad_b1 = torch.zeros_like(w1), torch.zeros_like(b1)
     grad_w2, grad_b2 = [torch.zeros_like(w, dtype=acc) for w in w2], [torch.zeros_like(b, dtype=acc) for b in b2]
     weights1, bias1 = w1.to(dtype), b1.to(acc)
-    keep = [wanted or bool(positions) for wanted in source_grads]
     for b in _blocks(first, hidden.shape[1]):
         values = [_tokens(v, positions, i, b) for i, v in enumerate(sources)]
-        g = torch.nn.functional.gelu(hidden[b], approximate="tanh")
-        weights = _scores(g, w2, b2).sub_(lse[b][..., None]).exp_()
-        reach = torch.cat([torch.bmm(grad_out[b], v.transpose(1, 2)) for v in values], dim=2)
-        grad_scores = (reach.to(acc) - delta[b][..., None]).mul_(weights)
-        grad_g = _scores_backward(grad_scores, g, w2, grad_w2, grad_b2)
-        grad_h = torch.ops.aten.gelu_backward(grad_g, hidden[b], approximate="tanh")
+        h = hidden[b]
+        g = torch.nn.functional.gelu(h, approximate="tanh")
+        weights = _scores(g, w2, b2).to(acc).sub_(lse[b][:, None]).exp_()
+        reach = [torch.bmm(v, grad_out[b].transpose(1, 2)) for v in values]
+        grad_scores = (reach[0] if len(reach) == 1 else torch.cat(reach, dim=1)).to(acc)
+        grad_scores = grad_scores.sub_(delta[b][:, None]).mul_(weights)
+        weights = weights.to(dtype)
+        grad_h = torch.ops.aten.gelu_backward(
+            _scores_backward(grad_scores, g, w2, grad_w2, grad_b2), h, approximate="tanh"
+        )
         grad_b1 += grad_h.sum(dim=(0, 1), dtype=acc)
-        drift = (grad_h.to(acc) * (hidden[b].to(acc) - bias1)).sum(dim=-1) / d  # [b, p]
+        drift = (h.to(acc) - bias1).mul_(grad_h).sum(dim=-1) / d  # [b, p]
         for i, (v, span) in enumerate(zip(values, spans, strict=True)):
             normed, rstd = _normalise(v)
             rows = grad_h[:, span].reshape(-1, grad_h.shape[2])
-            grad_w1 += rows.t() @ normed
-            if not keep[i]:
+            _add_product(grad_w1, rows.t(), normed)
+            if not (source_grads[i] or positions):
                 continue
-            scaled = (rows.to(acc) * rstd).to(dtype)
+            scaled = (rows * rstd).to(dtype)
             tilt = (drift[:, span].reshape(-1, 1) * rstd).to(dtype)
-            grad_v = torch.mm(scaled, weights1).addcmul_(normed, tilt, value=-1).view_as(v)
-            torch.baddbmm(grad_v, weights[:, :, span].transpose(1, 2).to(dtype), grad_out[b], out=grad_sources[i][b])
+            grad_v = grad_sources[i][b]
+            torch.bmm(weights[:, span], grad_out[b], out=grad_v)
+            grad_v.view(-1, d).addmm_(scaled, weights1).addcmul_(normed, tilt, value=-1)
     grads = [grad for grad, wanted in zip(grad_sources, source_grads, strict=True) if wanted]
     grads += [grad.sum(dim=0) for grad, _ in zip(grad_sources, positions, strict=False)]
     grads += [grad_w1, grad_b1]
@@ -151,15 +156,14 @@ def _normalise(v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _scores(g: torch.Tensor, w2: Sequence[torch.Tensor], b2: Sequence[torch.Tensor]) -> torch.Tensor:
-    """g [b, p, J] -> S [b, K, p] in the precision of sums; summary i sees its own part of J only."""
-    start, parts = 0, []
+    """g [b, p, J] -> S [b, p, K]; summary i sees its own part of J only."""
+    rows, column, start = g.flatten(0, 1), 0, 0
+    scores = g.new_empty(rows.shape[0], sum(w.shape[0] for w in w2))
     for weight, bias in zip(w2, b2, strict=True):
-        own = g[:, :, start : start + weight.shape[1]].transpose(1, 2)
-        expanded = weight.to(g.dtype).expand(g.shape[0], -1, -1)
-        parts.append(torch.baddbmm(bias.to(g.dtype)[:, None], expanded, own))
-        start += weight.shape[1]
-    scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-    return scores.to(accumulate_dtype(g.dtype))
+        own, end = rows[:, start : start + weight.shape[1]], column + weight.shape[0]
+        torch.addmm(bias.to(g.dtype), own, weight.to(g.dtype).t(), out=scores[:, column:end])
+        column, start = end, start + weight.shape[1]
+    return scores.unflatten(0, g.shape[:2])
 
 
 def _scores_backward(
@@ -170,13 +174,23 @@ def _scores_backward(
     grad_b2: Sequence[torch.Tensor],
 ) -> torch.Tensor:
     """Add to the gradients of w2 and b2 and return that of g [b, p, J]."""
-    row, start = 0, 0
-    lowered = grad_scores.to(g.dtype)
+    column, start = 0, 0
+    rows, hidden = grad_scores.flatten(0, 1), g.flatten(0, 1)
+    lowered = rows.to(g.dtype)
     grad_g = torch.empty_like(g)
     for i, weight in enumerate(w2):
-        rows, columns = slice(row, row + weight.shape[0]), slice(start, start + weight.shape[1])
-        grad_w2[i].add_(torch.bmm(lowered[:, rows], g[:, :, columns]).sum(dim=0))
-        grad_b2[i].add_(grad_scores[:, rows].sum(dim=(0, 2)))
-        grad_g[:, :, columns] = torch.matmul(lowered[:, rows].transpose(1, 2), weight.to(g.dtype))
-        row, start = rows.stop, columns.stop
+        end, stop = column + weight.shape[0], start + weight.shape[1]
+        own = lowered[:, column:end]
+        _add_product(grad_w2[i], own.t(), hidden[:, start:stop])
+        grad_b2[i].add_(rows[:, column:end].sum(dim=0))
+        torch.mm(own, weight.to(g.dtype), out=grad_g.view(-1, g.shape[2])[:, start:stop])
+        column, start = end, stop
     return grad_g
+
+
+def _add_product(total: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
+    """total += a b, where the sum may be kept in a wider type than the factors."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total.add_(a @ b)

@@ -20,6 +20,7 @@ def _implementation(backend: str) -> Any:
     raise ValueError(f"no implementation of ttm_summary for backend {backend!r}")
 
 
+@torch.no_grad()
 def _forward(sources, positions, w1, b1, w2, b2, carry_out, carry_lse, backend):
     return _implementation(backend).summary_forward(sources, positions, w1, b1, w2, b2, carry_out, carry_lse)
 
@@ -40,6 +41,7 @@ def _forward_flops(sources, positions, w1, b1, w2, b2, *args: Any, **kwargs: Any
     return summary_flops(batch, tokens, d, [w.shape[1] for w in w2], [w.shape[0] for w in w2])
 
 
+@torch.no_grad()
 def _backward(grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, *rest: Any) -> Any:
     carry_out, carry_lse, source_grads, backend = rest
     return _implementation(backend).summary_backward(

@@ -7,15 +7,16 @@ output tokens only. Step by step: read, process, write for one chunk after anoth
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, Protocol
 
 import torch
 
-from .params import EraseAddParams, MlpParams, SummaryParams, WriteParams, summary_size
+from . import ops
+from .params import EraseAddParams, MlpParams, SummaryParams, TokenLearnerParams, WriteParams, summary_size
 from .reference import NORM_EPS, mlp
-from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, Summary, inputs_of_all_chunks, prepare
+from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, fold, prepare
 
 Process = Callable[[torch.Tensor], torch.Tensor]
-Write = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None", "Partial | None"], torch.Tensor]
 
 
 def prefers_parallel(chunks: int, inputs: int, kept: int) -> bool:
@@ -53,40 +54,117 @@ def scan(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Outputs [B, r, d] and memories [B, s, d] of every chunk; `inputs` is [B, T, n, d]."""
     sizes = [memory.shape[1], inputs.shape[2], summary_size(read_params)]
-    reader = prepare(read_params, sizes[:2], backend)
-    writer = None if isinstance(write_params, EraseAddParams) else prepare(write_params, sizes, backend)
-    partials = _partials(reader, writer, inputs) if parallel else None
+    recurrence: Recurrence
+    if not parallel:
+        recurrence = Stepwise(read_params, write_params, sizes, backend)
+    elif _side_by_side(read_params) and _side_by_side(write_params):
+        recurrence = SideBySide(read_params, write_params, backend)
+    else:
+        recurrence = Apart(read_params, write_params, sizes, backend)
     outputs, memories = [], []
-    for t, chunk in enumerate(inputs.unbind(1)):
-        if partials is None:
-            out = process(reader.finish({MEMORY: memory, INPUTS: chunk}))
-            parts, carry = {MEMORY: memory, INPUTS: chunk, OUTPUTS: out}, None
-        else:
-            out = process(reader.finish({MEMORY: memory}, partials[0][t]))
-            parts, carry = {MEMORY: memory, OUTPUTS: out}, partials[1][t] if writer is not None else None
-        if isinstance(write_params, EraseAddParams):
-            memory = erase_add(memory, out, write_params)
-        elif writer is not None:
-            memory = writer.finish(parts, carry)
+    for chunk in recurrence.prepare(inputs):
+        tokens, pending = recurrence.read(memory, chunk)
+        out = process(tokens)
+        memory = recurrence.write(memory, out, pending)
         outputs.append(out)
         memories.append(memory)
     return outputs, memories
 
 
-def _partials(reader: Summary, writer: Summary | None, inputs: torch.Tensor) -> list[list[Partial]]:
-    """For the reader and, if it summarises, the writer: the inputs' partial of every chunk."""
-    tokens = inputs.flatten(0, 1)
-    if writer is None:
-        found = [reader.partial({INPUTS: tokens})]
-    else:
-        found = list(inputs_of_all_chunks(reader, writer, tokens))
-    batch, chunks = inputs.shape[:2]
-    per_chunk = []
-    for partial in found:
-        outs = partial.out.unflatten(0, (batch, chunks)).unbind(1)
-        lses = [None] * chunks if partial.lse is None else partial.lse.unflatten(0, (batch, chunks)).unbind(1)
-        per_chunk.append([Partial(out, lse) for out, lse in zip(outs, lses, strict=True)])
-    return per_chunk
+class Recurrence(Protocol):
+    """What differs between the forms of the scan; `chunk` and `pending` are each form's own."""
+
+    def prepare(self, inputs: torch.Tensor) -> list[Any]:
+        """inputs [B, T, n, d] -> what is needed of each chunk."""
+        ...
+
+    def read(self, memory: torch.Tensor, chunk: Any) -> tuple[torch.Tensor, Any]:
+        """The tokens read [B, r, d], and what the write of the same chunk needs."""
+        ...
+
+    def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: Any) -> torch.Tensor:
+        """The next memory [B, s, d]."""
+        ...
+
+
+class Stepwise:
+    """Chunk by chunk, all sources at a time."""
+
+    def __init__(self, read: SummaryParams, write: WriteParams, sizes: list[int], backend: str) -> None:
+        self.reader = prepare(read, sizes[:2], backend)
+        self.writer = write if isinstance(write, EraseAddParams) else prepare(write, sizes, backend)
+
+    def prepare(self, inputs: torch.Tensor) -> list[torch.Tensor]:
+        return list(inputs.unbind(1))
+
+    def read(self, memory: torch.Tensor, chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.reader.finish({MEMORY: memory, INPUTS: chunk}), chunk
+
+    def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.writer, EraseAddParams):
+            return erase_add(memory, outputs, self.writer)
+        return self.writer.finish({MEMORY: memory, INPUTS: pending, OUTPUTS: outputs})
+
+
+class Apart:
+    """The inputs of all chunks first, once for the read and once for the write."""
+
+    def __init__(self, read: SummaryParams, write: WriteParams, sizes: list[int], backend: str) -> None:
+        self.reader = prepare(read, sizes[:2], backend)
+        self.writer = write if isinstance(write, EraseAddParams) else prepare(write, sizes, backend)
+
+    def prepare(self, inputs: torch.Tensor) -> list[tuple[Partial, Partial | None]]:
+        tokens, shape = inputs.flatten(0, 1), inputs.shape[:2]
+        reads = _by_chunk(self.reader.partial({INPUTS: tokens}), shape)
+        if isinstance(self.writer, EraseAddParams):
+            return [(partial, None) for partial in reads]
+        return list(zip(reads, _by_chunk(self.writer.partial({INPUTS: tokens}), shape), strict=True))
+
+    def read(self, memory: torch.Tensor, chunk: tuple[Partial, Partial | None]) -> tuple[torch.Tensor, Partial | None]:
+        return self.reader.finish({MEMORY: memory}, chunk[0]), chunk[1]
+
+    def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: Partial | None) -> torch.Tensor:
+        if isinstance(self.writer, EraseAddParams):
+            return erase_add(memory, outputs, self.writer)
+        return self.writer.finish({MEMORY: memory, OUTPUTS: outputs}, pending)
+
+
+class SideBySide:
+    """Two TokenLearners that see the same tokens: inputs and memory are normalised and multiplied once for both."""
+
+    def __init__(self, read: TokenLearnerParams, write: TokenLearnerParams, backend: str) -> None:
+        reading, self.writing = fold(read), fold(write)
+        self.w1, self.b1 = torch.cat([reading.w1, self.writing.w1]), torch.cat([reading.b1, self.writing.b1])
+        self.w2, self.b2 = [read.w2, write.w2], [read.b2, write.b2]
+        self.sizes = [read.w2.shape[0], write.w2.shape[0]]
+        self.backend = backend
+
+    def prepare(self, inputs: torch.Tensor) -> list[Partial]:
+        return _by_chunk(self._both(inputs.flatten(0, 1), None), inputs.shape[:2])
+
+    def read(self, memory: torch.Tensor, chunk: Partial) -> tuple[torch.Tensor, Partial]:
+        out, lse = self._both(memory, chunk)
+        assert lse is not None
+        tokens, pending = out.split(self.sizes, dim=1)
+        return tokens.contiguous(), Partial(pending, lse[:, self.sizes[0] :])
+
+    def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: Partial) -> torch.Tensor:
+        return ops.summary([outputs], [], *self.writing, self.w2[1:], self.b2[1:], *pending, self.backend)[0]
+
+    def _both(self, tokens: torch.Tensor, carry: Partial | None) -> Partial:
+        carried = (None, None) if carry is None else carry
+        return Partial(*ops.summary([tokens], [], self.w1, self.b1, self.w2, self.b2, *carried, self.backend))
+
+
+def _side_by_side(params: WriteParams) -> bool:
+    return isinstance(params, TokenLearnerParams) and params.positions is None
+
+
+def _by_chunk(partial: Partial, shape: torch.Size) -> list[Partial]:
+    """Cut a partial of [B T] items into T partials of B; one stack in backward, not T padded slices."""
+    outs = partial.out.unflatten(0, shape).unbind(1)
+    lses = [None] * shape[1] if partial.lse is None else partial.lse.unflatten(0, shape).unbind(1)
+    return [Partial(out, lse) for out, lse in zip(outs, lses, strict=True)]
 
 
 def erase_add(memory: torch.Tensor, outputs: torch.Tensor, params: EraseAddParams) -> torch.Tensor:

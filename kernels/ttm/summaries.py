@@ -90,23 +90,6 @@ class TokenLearner:
         )
 
 
-def inputs_of_all_chunks(read: Summary, write: Summary, inputs: torch.Tensor) -> tuple[Partial, Partial]:
-    """Partials of the inputs for the read and for the write; one pass over the tokens where both are TokenLearners.
-
-    inputs: [B T, n, d].
-    """
-    if not isinstance(read, TokenLearner) or not isinstance(write, TokenLearner):
-        return read.partial({INPUTS: inputs}), write.partial({INPUTS: inputs})
-    if read.positions is not None or write.positions is not None:
-        return read.partial({INPUTS: inputs}), write.partial({INPUTS: inputs})
-    w1 = torch.cat([read.folded.w1, write.folded.w1])
-    b1 = torch.cat([read.folded.b1, write.folded.b1])
-    out, lse = ops.summary([inputs], [], w1, b1, [read.w2, write.w2], [read.b2, write.b2], None, None, read.backend)
-    sizes = [read.w2.shape[0], write.w2.shape[0]]
-    outs, lses = out.split(sizes, dim=1), lse.split(sizes, dim=1)
-    return Partial(outs[0], lses[0]), Partial(outs[1], lses[1])
-
-
 class LatentQuery:
     """Attention of learned queries, made of library matrix products.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tolerance import assert_close, assert_within_budget
 from torch.utils.flop_counter import FlopCounterMode
 from ttm_helpers import (
     convert,
@@ -31,6 +30,7 @@ from mirasol.kernels import (
 from mirasol.kernels.ttm import reference
 from mirasol.kernels.ttm.params import EraseAddParams
 from mirasol.kernels.ttm.scan import prefers_parallel
+from tolerance import assert_close, assert_within_budget
 
 VARIANTS = ["token_learner", "latent_query", "mean_pool"]
 SHAPES = [  # B, s, n, r, d

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tolerance import assert_close
 from ttm_helpers import Golden
 
 from mirasol.kernels.ttm import ttm_scan
+from tolerance import assert_close
 
 FORMS = [("reference", "auto"), ("torch", "parallel"), ("torch", "stepwise")]
 GRADIENT_RTOL = {"erase_add_official": 5e-5}  # gradients cancel there, and float32 itself is that far from float64
