@@ -7,6 +7,7 @@ its shared memory (`tests/aot/test_combiner.py` holds the registers), not that i
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 from mirasol.kernels.core.device import Target
 
@@ -35,7 +36,6 @@ class BackwardRows:
     source: str = "compiled"
 
 
-# Largest first: the first that gives every multiprocessor a tile is taken, else the last.
 FORWARD_TILES: dict[tuple[int, int], tuple[ForwardTile, ...]] = {
     # (architecture, bytes of an element)
     (80, 2): (ForwardTile(128, 128, 32, 8, 3), ForwardTile(64, 64, 64, 4, 3)),
@@ -49,12 +49,15 @@ FORWARD_TILES: dict[tuple[int, int], tuple[ForwardTile, ...]] = {
 UNALIGNED_TILE = ForwardTile(
     64, 64, 32, 8, 2
 )  # rows that do not start at 16-byte borders are loaded element by element
+MULTIPLY_ADDS = 1330  # of 16 bits, a cycle and multiprocessor: 65 % of what an H100's tensor cores do (assumed)
+L2_BYTES = 24  # a cycle and multiprocessor when all read: 5.5 TB/s over 132 at 1.7 GHz (assumed)
 INTERPRETED_TILE = ForwardTile(32, 32, 32, 4, 1, "interpreter")
 
 
+@functools.lru_cache(maxsize=1024)
 def forward_tile(rows: int, d_out: int, element_size: int, aligned: bool, target: Target) -> tuple[ForwardTile, int]:
     """The tile of the product of `rows` kept rows with [d_out, d], and how many programs share the columns of a tile's
-    rows: as few as give every multiprocessor one, since each reads those rows once more for their statistics.
+    rows: the pair that the estimate below finds fastest.
 
     Args:
         aligned: every row of x and of the weight starts at a multiple of 16 elements.
@@ -62,11 +65,24 @@ def forward_tile(rows: int, d_out: int, element_size: int, aligned: bool, target
     if target.kind == "interpreter":
         return INTERPRETED_TILE, 2
     tiles = FORWARD_TILES[_family(target), element_size] if aligned else (UNALIGNED_TILE,)
-    for tile in tiles:
-        row_blocks, column_tiles = _ceil_div(rows, tile.rows), _ceil_div(d_out, tile.columns)
-        if row_blocks * column_tiles >= target.multiprocessors:
-            break
-    return tile, min(column_tiles, _ceil_div(target.multiprocessors, row_blocks))
+    pairs = [(tile, groups) for tile in tiles for groups in _column_groups(_ceil_div(d_out, tile.columns))]
+    return min(pairs, key=lambda pair: _cycles(pair[0], pair[1], rows, d_out, element_size, target.multiprocessors))
+
+
+def _column_groups(column_tiles: int) -> list[int]:
+    """1, 2, 4, ... and all of the column tiles."""
+    return [1 << i for i in range((column_tiles - 1).bit_length())] + [column_tiles]
+
+
+def _cycles(tile: ForwardTile, groups: int, rows: int, d_out: int, element_size: int, multiprocessors: int) -> float:
+    """Cycles for each element of d, on the fullest multiprocessor: every program reads its rows for their statistics,
+    then runs its tiles, bound by the tensor cores or by reading rows and weights from the L2 cache."""
+    row_blocks, column_tiles = _ceil_div(rows, tile.rows), _ceil_div(d_out, tile.columns)
+    programs = _ceil_div(row_blocks * groups, multiprocessors)
+    statistics = tile.rows * element_size / L2_BYTES
+    read = (tile.rows + tile.columns) * element_size / L2_BYTES
+    multiplied = tile.rows * tile.columns / (MULTIPLY_ADDS * 2 / element_size)
+    return programs * (statistics + _ceil_div(column_tiles, groups) * max(read, multiplied))
 
 
 def backward_rows(kept: int, chunks: int, dropped: int, d: int, target: Target) -> BackwardRows:

@@ -36,7 +36,7 @@ def _meta(dtype: torch.dtype, *shape: int) -> torch.Tensor:
 def _kernels(
     target: str,
     dtype: torch.dtype,
-    B: int = 6,
+    B: int = 4,
     *,
     T: int = 16,
     n: int = 390,
@@ -74,7 +74,7 @@ def _rows() -> Iterator[tuple[str, str, torch.dtype, dict]]:
         for dtype in (*HALVES, torch.float32):
             short = str(dtype).removeprefix("torch.")
             for tile in FORWARD_TILES[int(target[3:]), dtype.itemsize]:
-                B = next(B for B in (32, 6, 1) if _chosen(target, dtype, B) == tile)
+                B = next(B for B in (1, 4, 16, 128) if _chosen(target, dtype, B) == tile)
                 yield f"{target} {short} {tile.rows}x{tile.columns}", target, dtype, {"B": B}
         yield f"{target} bfloat16 unaligned", target, torch.bfloat16, UNALIGNED
     for name, variant in VARIANTS.items():

@@ -6,14 +6,14 @@ import itertools
 
 import pytest
 import torch
-from combiner.cases import NAMES, NORM_CASES, Case, make_case, run
-from tolerance import assert_close, assert_within_budget
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from combiner.cases import NAMES, NORM_CASES, Case, make_case, run
 from mirasol.kernels import combiner_project, last_m
 from mirasol.kernels.combiner import eager
+from tolerance import assert_close, assert_within_budget
 
 SHAPES = [
     # B, T, n, m, d, d_out

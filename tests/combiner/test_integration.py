@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from combiner.cases import NORM_CASES, Case, make_case, run
-from tolerance import assert_close, assert_within_budget
 from torch.utils.checkpoint import checkpoint
 
+from combiner.cases import NORM_CASES, Case, make_case, run
 from mirasol.kernels import combiner_project, last_m
+from tolerance import assert_close, assert_within_budget
 
 EDGES = [0, 5, 8, 19, 24]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tolerance import assert_close
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol.kernels import chunked_attention, combiner_project, last_m
+from tolerance import assert_close
 
 B, N, D, H, M = 2, 24, 16, 2, 3
 EVEN, UNEVEN = [0, 6, 12, 18, 24], [0, 5, 8, 19, 24]

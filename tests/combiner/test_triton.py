@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from combiner.cases import NAMES, NORM_CASES, Case, make_case, run
-from tolerance import assert_close, assert_within_budget
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from combiner.cases import NAMES, NORM_CASES, Case, make_case, run
 from mirasol.kernels import combiner_project
 from mirasol.kernels.combiner import ops
 from mirasol.kernels.core.device import interpreted
+from tolerance import assert_close, assert_within_budget
 
 pytestmark = [
     pytest.mark.skipif(not interpreted(), reason="tests/gpu holds these kernels' tests on a GPU"),

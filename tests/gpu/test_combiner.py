@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from combiner.cases import NORM_CASES, Case, make_case, run
-from tolerance import assert_close, assert_within_budget
 
+from combiner.cases import NORM_CASES, Case, make_case, run
 from mirasol.kernels import combiner_project
+from tolerance import assert_close, assert_within_budget
 
 pytestmark = pytest.mark.gpu
 SHAPES = [
