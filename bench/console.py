@@ -56,11 +56,13 @@ class Console:
 
         drawn = RichTable(title=Text(table.title, "bold"), box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
         for index, name in enumerate(table.columns):
-            drawn.add_column(Text(name), justify="left" if index < table.left else "right", no_wrap=index > 0)
+            drawn.add_column(Text(name), justify="left" if index < table.left else "right", no_wrap=True)
         for row in table.rows:
             style = "red" if "FAIL" in row else "dim" if "SKIP" in row else ""
             drawn.add_row(*(Text(cell) for cell in row), style=style)
-        RichConsole(file=self.stream).print(drawn)
+        console = RichConsole(file=self.stream)
+        console.width = max(console.width, console.measure(drawn, options=console.options.update(width=1000)).maximum)
+        console.print(drawn)  # a narrow terminal folds lines; nothing is cut off
 
     def progress(self, total: int) -> Progress:
         return _RichProgress(self, total) if self.rich and self.stream.isatty() else Progress(self, total)
@@ -71,20 +73,22 @@ class Progress:
 
     def __init__(self, console: Console, total: int) -> None:
         self.console, self.total, self.done, self.started = console, total, 0, 0.0
+        self.running = False
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        pass
+        if self.running:
+            self.console.say()
 
     def begin(self, name: str) -> None:
-        self.started = time.perf_counter()
+        self.started, self.running = time.perf_counter(), True
         count = f"[{self.done + 1:>{len(str(self.total))}}/{self.total}]"
         print(f"{count} {name} ", end="", file=self.console.stream, flush=True)
 
     def end(self, outcome: str) -> None:
-        self.done += 1
+        self.done, self.running = self.done + 1, False
         self.console.say(f"{outcome} ({time.perf_counter() - self.started:.1f} s)")
 
 

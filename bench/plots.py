@@ -67,11 +67,15 @@ def _figures(rows: list[Row]) -> list[tuple[str, Figure]]:
 
 def _frames(rows: list[Row]) -> Figure:
     """Work, time and memory over the length of the clip, both axes logarithmic, one panel each."""
-    figure = Figure(figsize=(12, 4.6))
-    for index, (prefix, title, value, units) in enumerate(PANELS, start=1):
-        axes = figure.add_subplot(1, 3, index)
-        shown = [row for row in rows if row.case.startswith(prefix) and value(row)]
-        unit, scale = _unit(units, max((value(row) for row in shown), default=1.0))
+    panels = [
+        (title, value, units, shown)
+        for prefix, title, value, units in PANELS
+        if (shown := [row for row in rows if row.case.startswith(prefix) and value(row)])
+    ]
+    figure = Figure(figsize=(max(7.5, 4.0 * len(panels)), 4.6))
+    for index, (title, value, units, shown) in enumerate(panels, start=1):
+        axes = figure.add_subplot(1, len(panels), index)
+        unit, scale = _unit(units, max(value(row) for row in shown))
         for name, colour in COLOURS.items():
             line = sorted((row for row in shown if row.impl == name), key=lambda row: row.detail["frames"])
             x, y = [row.detail["frames"] for row in line], [value(row) / scale for row in line]
@@ -80,13 +84,13 @@ def _frames(rows: list[Row]) -> Figure:
             if title == "Time":
                 _spread(axes, line, scale, colour)
         _log_axes(axes, sorted({row.detail["frames"] for row in shown}))
-        preset = shown[0].detail["preset"] if shown else ""
-        where = "counted" if prefix == "work " else f"{shown[0].device}, {shown[0].dtype}" if shown else ""
+        preset = shown[0].detail["preset"]
+        where = "counted" if shown[0].mode == "count" else f"{shown[0].device}, {shown[0].dtype}"
         axes.set_title(f"{title}, {unit}\n", loc="left", weight="bold")
         axes.text(0, 1.025, f"preset {preset}, {where}", transform=axes.transAxes, color="#444444", fontsize=9)
         axes.set_xlabel("frames in the clip")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False)
-    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.17, top=0.8, wspace=0.18)
+    figure.subplots_adjust(left=0.54 / figure.get_figwidth(), right=0.985, bottom=0.17, top=0.8, wspace=0.18)
     return figure
 
 

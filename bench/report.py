@@ -106,6 +106,20 @@ def troubles(rows: list[Row]) -> list[str]:
     ]
 
 
+def headline(rows: list[Row]) -> str:
+    """The fastest of ours against the best peer, over the cases that have both."""
+    best: dict[str, float] = {}
+    for row in rows:
+        if row.against_best is not None:
+            case = f"{row.case} {row.mode}"
+            best[case] = max(best.get(case, 0.0), row.against_best)
+    if not best:
+        return ""
+    slower = [f"{case} ({number(factor)}x)" for case, factor in best.items() if factor < 1]
+    line = f"mirasol's fastest is {number(min(best.values()))} to {number(max(best.values()))} times the best peer"
+    return line + (f"; slower in {len(slower)} of {len(best)} cases: {', '.join(slower)}" if slower else "")
+
+
 def verdict(rows: list[Row]) -> str:
     """How many rows there are, and how many failed or could not run here."""
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", "SKIP", "FAIL")}

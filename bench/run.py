@@ -170,12 +170,14 @@ class Session:
     def show(self) -> None:
         """Tables, plots and the last lines."""
         say = self.console.say
+        headlines = []
         for name, suite in self.suites.items():
             rows = [row for row in self.rows if row.suite == name]
             for table in suite.tables(rows) if rows else []:
                 self.console.table(table)
+            headlines.append(getattr(suite, "headline", report.headline)(rows))
         self.say_rates()
-        for line in self.plot():
+        for line in [*self.plot(), *filter(None, headlines)]:
             say(line)
         say(f"{report.verdict(self.rows)}; {self.about['seconds']:.0f} s; {self.file}")
 

@@ -26,6 +26,29 @@ def tables(rows: list[Row]) -> list[Table]:
     return found
 
 
+def headline(rows: list[Row]) -> str:
+    """What TTM saves at the longest clip that was counted, and at the longest that was timed."""
+    parts = []
+    for prefix, what in (("work ", "counted"), ("time ", "measured")):
+        whole = [case for case in grouped(rows, prefix).values() if _complete(case, prefix)]
+        if not whole:
+            continue
+        case = max(whole, key=lambda case: case[EVERYTHING].detail["frames"])
+        everything, ttm = case[EVERYTHING], case[CHUNKED_TTM]
+        where = f"at {everything.detail['frames']} frames (preset {everything.detail['preset']}, {what})"
+        if prefix == "work ":
+            parts.append(f"{report.percent(saving(everything.flops, ttm.flops))} fewer FLOPs {where}")
+        else:
+            memory = report.percent(saving(everything.peak_bytes, ttm.peak_bytes))
+            parts.append(f"{report.ratio(ttm.speedup)} the speed with {memory} less memory {where}")
+    return f"{CHUNKED_TTM} against {EVERYTHING}: {'; '.join(parts)}" if parts else ""
+
+
+def _complete(case: dict[str, Row], prefix: str) -> bool:
+    both = [case[name] for name in (EVERYTHING, CHUNKED_TTM) if name in case and case[name].status == "ok"]
+    return len(both) == 2 and all(row.flops if prefix == "work " else row.median_ms for row in both)
+
+
 def saving(before: float | None, after: float | None) -> float | None:
     """Percent saved."""
     return None if not before or after is None else 100 * (1 - after / before)
@@ -65,7 +88,7 @@ def _work(rows: list[Row]) -> Table:
             ]
         )
     models = ["(a) everything", "(b) Transformer", "(c) TTM"]
-    columns = ["frames", *models, "b saves of a", "c of a", "c of b", "counted, model"]
+    columns = ["frames", *models, "b saves of a", "c of a", "c of b", "cost model"]
     notes = [
         f"(a) {EVERYTHING} in one Transformer; (b) {CHUNKED} Combiner, all earlier chunks; (c) {CHUNKED_TTM} Combiner",
         "counted by torch.utils.flop_counter as the model runs, and by the analytic cost model (bench/cost.py)",

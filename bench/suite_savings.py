@@ -20,10 +20,10 @@ from counting import TEXT_TOKENS, count
 from harness import Comparison, Variant, against, compare
 from mirasol import Config, combiner, layers
 from rows import Case, Row, Settings
-from savings_tables import PRUNED, SUITE, UNPRUNED, tables
+from savings_tables import PRUNED, SUITE, UNPRUNED, headline, tables
 from sweep import MODELS, Sweep
 
-__all__ = ["cases", "tables"]
+__all__ = ["cases", "headline", "tables"]
 
 FRAMES = (16, 32, 64, 128, 256, 512)
 LAYERS = (4, 5, 6)
