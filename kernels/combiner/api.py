@@ -8,6 +8,7 @@ import torch
 
 from mirasol.kernels.combiner import eager, reference
 from mirasol.kernels.combiner.chunks import take_last_m
+from mirasol.kernels.combiner.configs import MAX_WIDTH
 from mirasol.kernels.combiner.ops import CombinerProject
 from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor
 from mirasol.kernels.core.device import triton_refusals
@@ -79,7 +80,7 @@ def combiner_project(
     bias, norm_weight, norm_bias = autocast(bias, norm_weight, norm_bias)
     for name, value in _named(weight, bias, norm_weight, norm_bias):
         expect(value.dtype == x.dtype, name, f"be {x.dtype} like x", value)
-    refusals = [] if backend in ("torch", "reference") else triton_refusals(x)
+    refusals = [] if backend in ("torch", "reference") else _triton_refusals(x)
     worth_it = x.is_cuda and x.element_size() == 2  # cuBLAS has the faster IEEE float32 product
     chosen = choose_backend("combiner_project", backend, worth_it, refusals)
     if chosen == "triton":
@@ -104,6 +105,13 @@ def _check_chunks(x: torch.Tensor, m: int, boundaries: torch.Tensor | None) -> N
         expect(edges[-1] == x.shape[1], "boundaries", f"end with the {x.shape[1]} tokens of x", edges[-1])
         shortest = min(end - start for start, end in itertools.pairwise(edges))
         expect(shortest >= m, "boundaries", f"leave every chunk at least m = {m} tokens", shortest)
+
+
+def _triton_refusals(x: torch.Tensor) -> list[str]:
+    reasons = triton_refusals(x)
+    if x.shape[-1] > MAX_WIDTH:
+        reasons.append(f"Its kernels serve a width d of at most {MAX_WIDTH}, x has {x.shape[-1]}.")
+    return reasons
 
 
 def _values_are_at_hand(tensor: torch.Tensor) -> bool:

@@ -49,6 +49,7 @@ FORWARD_TILES: dict[tuple[int, int], tuple[ForwardTile, ...]] = {
 UNALIGNED_TILE = ForwardTile(
     64, 64, 32, 8, 2
 )  # rows that do not start at 16-byte borders are loaded element by element
+MAX_WIDTH = 8192  # backward holds whole rows in registers
 MULTIPLY_ADDS = 1330  # of 16 bits, a cycle and multiprocessor: 65 % of what an H100's tensor cores do (assumed)
 L2_BYTES = 24  # a cycle and multiprocessor when all read: 5.5 TB/s over 132 at 1.7 GHz (assumed)
 INTERPRETED_TILE = ForwardTile(32, 32, 32, 4, 1, "interpreter")

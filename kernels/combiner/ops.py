@@ -11,64 +11,31 @@ from torch.autograd.function import once_differentiable
 from mirasol.kernels.core.library import define
 from mirasol.kernels.core.numerics import accumulate_dtype
 
-Optional = torch.Tensor | None
-Grads = tuple[torch.Tensor, ...]
 
-
-def _forward(
-    x: torch.Tensor,
-    m: int,
-    weight: torch.Tensor,
-    bias: Optional,
-    norm_weight: Optional,
-    norm_bias: Optional,
-    eps: float,
-    norm: str,
-    boundaries: Optional,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _forward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     from mirasol.kernels.combiner import triton_forward
 
-    return triton_forward.forward(x, m, weight, bias, norm_weight, norm_bias, eps, norm, boundaries)
+    return triton_forward.forward(*args)
 
 
 def _forward_fake(
-    x: torch.Tensor,
-    m: int,
-    weight: torch.Tensor,
-    bias: Optional,
-    norm_weight: Optional,
-    norm_bias: Optional,
-    eps: float,
-    norm: str,
-    boundaries: Optional,
+    x: torch.Tensor, m: int, weight: torch.Tensor, *args: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    boundaries = args[-1]
     chunks = x.shape[1] if boundaries is None else boundaries.shape[0] - 1
     leading = (x.shape[0], chunks, m)
-    acc = accumulate_dtype(x.dtype)
-    return x.new_empty((*leading, weight.shape[0])), x.new_empty(leading, dtype=acc), x.new_empty(leading, dtype=acc)
+    wide = accumulate_dtype(x.dtype)
+    return x.new_empty((*leading, weight.shape[0])), x.new_empty(leading, dtype=wide), x.new_empty(leading, dtype=wide)
 
 
-def _forward_flops(*args: Any, out_val: Any, **kwargs: Any) -> int:
-    weight = args[2]
+def _forward_flops(x: torch.Tensor, m: int, weight: torch.Tensor, *args: Any, out_val: Any, **kwargs: Any) -> int:
     return 2 * out_val[0].numel() * weight.shape[1]
 
 
-def _backward(
-    grad: torch.Tensor,
-    x: torch.Tensor,
-    mean: torch.Tensor,
-    rstd: torch.Tensor,
-    m: int,
-    weight: torch.Tensor,
-    norm_weight: Optional,
-    norm_bias: Optional,
-    norm: str,
-    boundaries: Optional,
-    needs: Sequence[bool],
-) -> Grads:
+def _backward(grad: torch.Tensor, x: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
     from mirasol.kernels.combiner import triton_backward
 
-    grads = triton_backward.backward(grad, x, mean, rstd, m, weight, norm_weight, norm_bias, norm, boundaries, needs)
+    grads = triton_backward.backward(grad, x, *args)
     return tuple(g if g is not None else x.new_empty(0) for g in grads)
 
 
@@ -79,23 +46,25 @@ def _backward_fake(
     rstd: torch.Tensor,
     m: int,
     weight: torch.Tensor,
-    norm_weight: Optional,
-    norm_bias: Optional,
+    norm_weight: torch.Tensor | None,
+    norm_bias: torch.Tensor | None,
     norm: str,
-    boundaries: Optional,
+    boundaries: torch.Tensor | None,
     needs: Sequence[bool],
-) -> Grads:
+) -> tuple[torch.Tensor, ...]:
     d_out, d = weight.shape
     shapes = (x.shape, (d_out, d), (d_out,), (d,), (d,))
     return tuple(x.new_empty(shape if need else (0,)) for shape, need in zip(shapes, needs, strict=True))
 
 
-def _backward_flops(*args: Any, out_val: Any, **kwargs: Any) -> int:
+def _backward_flops(*args: Any, **kwargs: Any) -> int:
     grad, weight, needs = args[0], args[5], args[10]
     products = int(needs[1]) + int(needs[0] or needs[3] or needs[4])
     return products * 2 * grad.numel() * weight.shape[1]
 
 
+# norm is "layer", "rms" or "none". The results are out [B, T, m, d_out] and, [B, T, m] each, the mean that was
+# subtracted and the factor that followed.
 combiner_project_fwd = define(
     "combiner_project_fwd(Tensor x, SymInt m, Tensor weight, Tensor? bias, Tensor? norm_weight, Tensor? norm_bias, "
     "float eps, str norm, Tensor? boundaries) -> (Tensor, Tensor, Tensor)",
@@ -104,6 +73,7 @@ combiner_project_fwd = define(
     flops=_forward_flops,
 )
 
+# The gradients of x, weight, bias, norm_weight and norm_bias; an empty tensor where `needs` does not ask for one.
 combiner_project_bwd = define(
     "combiner_project_bwd(Tensor grad, Tensor x, Tensor mean, Tensor rstd, SymInt m, Tensor weight, "
     "Tensor? norm_weight, Tensor? norm_bias, str norm, Tensor? boundaries, bool[] needs) "

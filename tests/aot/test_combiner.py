@@ -14,7 +14,7 @@ import torch
 
 from harness import MULTIPROCESSORS, SHARED_MEMORY, Kernel, compile_only, resources
 from mirasol.kernels import combiner_project
-from mirasol.kernels.combiner.configs import FORWARD_TILES, ForwardTile, forward_tile
+from mirasol.kernels.combiner.configs import FORWARD_TILES, MAX_WIDTH, ForwardTile, forward_tile
 from mirasol.kernels.core.device import Target
 
 BUDGET = Path(__file__).with_name("combiner_budget.json")
@@ -25,6 +25,7 @@ VARIANTS = {  # on the shape of the middle tile
     "no norm": {"norm": None},
     "uneven": {"uneven": True},
     "wide": {"d": 2048, "d_out": 4096},
+    "widest": {"d": MAX_WIDTH},
 }
 UNALIGNED = {"d": 1000, "d_out": 1023}
 

@@ -198,3 +198,8 @@ def test_compiled_is_eager(uneven, dynamic):
 def test_bfloat16_is_refused_by_the_interpreter():
     with pytest.raises(ValueError, match="interpreter does not compute in bfloat16"):
         make_case(1, 1, 3, 2, dtype=torch.bfloat16).call("triton")
+
+
+def test_a_width_beyond_the_registers_is_refused():
+    with pytest.raises(ValueError, match="a width d of at most 8192, x has 8193"):
+        make_case(1, 1, 2, 1, 8193, 1).call("triton")
