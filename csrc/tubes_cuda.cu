@@ -11,19 +11,20 @@ namespace {
 
 constexpr int kWarps = 8;
 constexpr int kThreads = kWarps * kLanes;
-constexpr int kBlocks = 4;  // a processor holds at least: 64 registers a thread, which no kernel needs to spill
+constexpr int kBlocks = 3;  // that a processor holds at least: 80 registers a thread, with which no kernel spills
 
-template <class In, class Out>
+template <class In, class Out, bool packed>
 __global__ void __launch_bounds__(kThreads, kBlocks) tubes_extract_kernel(const __grid_constant__ Launch launch) {
   __shared__ alignas(32) In stages[kWarps][kRunElements];
   const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
   In* stage = stages[warp];
+  const Factors3 by(launch, lane * kWide<Out>);
   for (uint32_t item = blockIdx.x * kWarps + warp; item < launch.items; item += gridDim.x * kWarps) {
     const Task& task = find_task(launch, item);
     const Run run = find_run(launch.clip, task, item);
-    stage_run<In>(launch, task, run, lane, stage);
+    stage_run<In, packed>(launch, task, run, lane, stage);
     __syncwarp();
-    emit_run<In, Out>(launch, task, run, lane, stage);
+    emit_run<In, Out>(launch, task, run, by, lane, stage);
     __syncwarp();
   }
 }
@@ -96,7 +97,9 @@ void extract_cuda(const Launch& launch, Dtype from, Dtype to, int device, void* 
   const OnDevice current(device);
   if (launch.items == 0) return;
   const auto run = [&](auto pixel, auto element) {
-    const auto kernel = tubes_extract_kernel<decltype(pixel), decltype(element)>;
+    using In = decltype(pixel);
+    using Out = decltype(element);
+    const auto kernel = launch.packed ? tubes_extract_kernel<In, Out, true> : tubes_extract_kernel<In, Out, false>;
     const int blocks = blocks_at_once(kernel, device, (int64_t{launch.items} + kWarps - 1) / kWarps);
     kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
     check(cudaGetLastError());

@@ -13,8 +13,16 @@ void walk_extract(const Launch& launch) {
     const Run run = find_run(launch.clip, task, item);
     // Neither number format reads all ones as a pixel that a test would expect.
     std::memset(static_cast<void*>(stage), 0xff, sizeof(stage));
-    for (int lane = 0; lane < kLanes; ++lane) stage_run<In>(launch, task, run, lane, stage);
-    for (int lane = 0; lane < kLanes; ++lane) emit_run<In, Out>(launch, task, run, lane, stage);
+    for (int lane = 0; lane < kLanes; ++lane) {
+      if (launch.packed) {
+        stage_run<In, true>(launch, task, run, lane, stage);
+      } else {
+        stage_run<In, false>(launch, task, run, lane, stage);
+      }
+    }
+    for (int lane = 0; lane < kLanes; ++lane) {
+      emit_run<In, Out>(launch, task, run, Factors3(launch, lane * kWide<Out>), lane, stage);
+    }
   }
 }
 

@@ -58,8 +58,22 @@ MIRASOL_HD Run find_run(const Clip& clip, const Task& task, uint32_t item) {
 }
 
 template <int Bytes>
+struct Words {
+  using Word = uint32_t;
+};
+template <>
+struct Words<2> {
+  using Word = uint16_t;
+};
+template <>
+struct Words<1> {
+  using Word = uint8_t;
+};
+
+// What one access moves.
+template <int Bytes>
 struct alignas(Bytes) Piece {
-  uint8_t bytes[Bytes];
+  typename Words<Bytes>::Word word[(Bytes + 3) / 4];
 };
 
 template <int Bytes>
@@ -70,12 +84,8 @@ MIRASOL_HD Piece<Bytes> read(const void* from) {
     *reinterpret_cast<uint4*>(&piece) = __ldg(static_cast<const uint4*>(from));
   } else if constexpr (Bytes == 8) {
     *reinterpret_cast<uint2*>(&piece) = __ldg(static_cast<const uint2*>(from));
-  } else if constexpr (Bytes == 4) {
-    *reinterpret_cast<uint32_t*>(&piece) = __ldg(static_cast<const uint32_t*>(from));
-  } else if constexpr (Bytes == 2) {
-    *reinterpret_cast<uint16_t*>(&piece) = __ldg(static_cast<const uint16_t*>(from));
   } else {
-    piece.bytes[0] = __ldg(static_cast<const uint8_t*>(from));
+    piece.word[0] = __ldg(static_cast<const typename Words<Bytes>::Word*>(from));
   }
   return piece;
 #else
@@ -83,21 +93,43 @@ MIRASOL_HD Piece<Bytes> read(const void* from) {
 #endif
 }
 
+// Moves a lane's pieces, several at a time: `load(piece)` for all of them before the first `store(piece, data)`, so that
+// their latencies overlap.
+template <class In, int Bytes, class Load, class Store>
+MIRASOL_HD void move_pieces(uint32_t pieces, int lane, Load load, Store store) {
+  constexpr uint32_t most = kRunElements * sizeof(In) / Bytes;
+  constexpr uint32_t limit = Bytes == 16 ? 3 : 4;  // what registers allow
+  constexpr uint32_t batch = most < limit * kLanes ? (most + kLanes - 1) / kLanes : limit;
+  for (uint32_t first = lane; first < pieces; first += batch * kLanes) {
+    Piece<Bytes> data[batch];
+#pragma unroll
+    for (uint32_t i = 0; i < batch; ++i) {
+      if (first + i * kLanes < pieces) data[i] = load(first + i * kLanes);
+    }
+#pragma unroll
+    for (uint32_t i = 0; i < batch; ++i) {
+      if (first + i * kLanes < pieces) store(first + i * kLanes, data[i]);
+    }
+  }
+}
+
 // Copies this lane's share of a run with packed pixels: pieces of a row, whatever channel they begin with.
 template <class In, int Bytes>
 MIRASOL_HD void stage_packed(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
   constexpr uint32_t each = Bytes / sizeof(In);
   const In* from = static_cast<const In*>(launch.video) + run.origin;
-  const uint32_t pieces = run.pixels * kChannels / each, row_elements = task.tube.kernel[2] * kChannels;
-#pragma unroll 4
-  for (uint32_t piece = lane; piece < pieces; piece += kLanes) {
-    const uint32_t element = run.first_pixel * kChannels + piece * each;
-    uint32_t t = task.tube.by_elements.quotient(element);
-    const uint32_t column = element - t * row_elements;
+  const uint32_t row_elements = task.tube.kernel[2] * kChannels;
+  const auto load = [&](uint32_t piece) {
+    uint32_t column = run.first_pixel * kChannels + piece * each;
+    uint32_t t = task.tube.by_elements.quotient(column);
+    column -= t * row_elements;
     const uint32_t h = task.tube.by_plane.split(t);
-    const int64_t offset = t * launch.clip.stride[1] + h * launch.clip.stride[2] + column;
-    *reinterpret_cast<Piece<Bytes>*>(stage + piece * each) = read<Bytes>(from + offset);
-  }
+    return read<Bytes>(from + (t * launch.clip.stride[1] + h * launch.clip.stride[2] + column));
+  };
+  const auto store = [&](uint32_t piece, const Piece<Bytes>& data) {
+    *reinterpret_cast<Piece<Bytes>*>(stage + piece * each) = data;
+  };
+  move_pieces<In, Bytes>(run.pixels * kChannels / each, lane, load, store);
 }
 
 // Copies this lane's share of a run with the channels apart: pieces of one channel's row, spread over the pixels.
@@ -105,73 +137,98 @@ template <class In, int Bytes>
 MIRASOL_HD void stage_planar(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
   constexpr uint32_t each = Bytes / sizeof(In);
   const In* from = static_cast<const In*>(launch.video) + run.origin;
-  const uint32_t pieces = run.pixels / each * kChannels;
-#pragma unroll 4
-  for (uint32_t piece = lane; piece < pieces; piece += kLanes) {
+  const auto load = [&](uint32_t piece) {
     const uint32_t group = piece / kChannels, channel = piece % kChannels;
     const Place at = task.tube.pixel(run.first_pixel + group * each);
-    const Piece<Bytes> data = read<Bytes>(from + inside(launch.clip, at) + channel * launch.clip.stride[4]);
+    return read<Bytes>(from + inside(launch.clip, at) + channel * launch.clip.stride[4]);
+  };
+  const auto store = [&](uint32_t piece, const Piece<Bytes>& data) {
+    const uint32_t group = piece / kChannels, channel = piece % kChannels;
     In pixels[each];
     memcpy(pixels, &data, Bytes);
 #pragma unroll
     for (uint32_t i = 0; i < each; ++i) stage[(group * each + i) * kChannels + channel] = pixels[i];
+  };
+  move_pieces<In, Bytes>(run.pixels / each * kChannels, lane, load, store);
+}
+
+template <class In, bool packed, int Bytes>
+MIRASOL_HD void stage_pieces(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
+  if constexpr (packed) {
+    stage_packed<In, Bytes>(launch, task, run, lane, stage);
+  } else {
+    stage_planar<In, Bytes>(launch, task, run, lane, stage);
   }
 }
 
-template <class In>
+template <class In, bool packed>
 MIRASOL_HD void stage_run(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
-  if (launch.packed) {
-    switch (task.load_bytes) {
-      case 16: return stage_packed<In, 16>(launch, task, run, lane, stage);
-      case 8: return stage_packed<In, 8>(launch, task, run, lane, stage);
-      case 4: return stage_packed<In, 4>(launch, task, run, lane, stage);
-      default: return stage_packed<In, sizeof(In)>(launch, task, run, lane, stage);
-    }
-  }
   switch (task.load_bytes) {
-    case 16: return stage_planar<In, 16>(launch, task, run, lane, stage);
-    case 8: return stage_planar<In, 8>(launch, task, run, lane, stage);
-    case 4: return stage_planar<In, 4>(launch, task, run, lane, stage);
-    default: return stage_planar<In, sizeof(In)>(launch, task, run, lane, stage);
+    case 16: return stage_pieces<In, packed, 16>(launch, task, run, lane, stage);
+    case 8: return stage_pieces<In, packed, 8>(launch, task, run, lane, stage);
+    case 4: return stage_pieces<In, packed, 4>(launch, task, run, lane, stage);
+    default: return stage_pieces<In, packed, sizeof(In)>(launch, task, run, lane, stage);
   }
 }
+
+// The factors of the element that a lane begins with, and of the two after it. Every run begins with channel 0.
+struct Factors3 {
+  float scale[kChannels], shift[kChannels];
+
+  MIRASOL_HD Factors3(const Launch& launch, uint32_t first) {
+#pragma unroll
+    for (int j = 0; j < kChannels; ++j) {
+      scale[j] = launch.scale[(first + j) % kChannels];
+      shift[j] = launch.shift[(first + j) % kChannels];
+    }
+  }
+
+  MIRASOL_HD void advance(int elements) {
+    const Factors3 before = *this;
+#pragma unroll
+    for (int j = 0; j < kChannels; ++j) {
+      scale[j] = before.scale[(j + elements) % kChannels];
+      shift[j] = before.shift[(j + elements) % kChannels];
+    }
+  }
+};
+
+template <class Out>
+constexpr int kWide = 16 / sizeof(Out);  // elements of a wide store
 
 // Normalises and writes this lane's share of a run, `Each` elements at a time.
 template <class In, class Out, int Each>
-MIRASOL_HD void emit(const Launch& launch, const Run& run, int lane, const In* stage, Out* out) {
+MIRASOL_HD void emit(const Run& run, Factors3 by, int lane, const In* stage, Out* out) {
+  struct alignas(Each * sizeof(Out)) Elements {
+    Out element[Each];
+  };
+  struct alignas(Each * sizeof(In) < 16 ? Each * sizeof(In) : 16) Pixels {
+    In pixel[Each];
+  };
   const uint32_t count = run.pixels * kChannels / Each;
+#pragma unroll 3
   for (uint32_t piece = lane; piece < count; piece += kLanes) {
-    const uint32_t first = piece * Each, channel = first % kChannels;
-    // factors[j] belong to element first + j, + 3, + 6 ...
-    float scale[kChannels], shift[kChannels];
-#pragma unroll
-    for (uint32_t j = 0; j < kChannels; ++j) {
-      const uint32_t c = channel + j < kChannels ? channel + j : channel + j - kChannels;
-      scale[j] = c == 0 ? launch.scale[0] : c == 1 ? launch.scale[1] : launch.scale[2];
-      shift[j] = c == 0 ? launch.shift[0] : c == 1 ? launch.shift[1] : launch.shift[2];
-    }
-    struct alignas(Each * sizeof(Out)) Elements {
-      Out element[Each];
-    } made;
-    struct alignas(Each * sizeof(In) < 16 ? Each * sizeof(In) : 16) Pixels {
-      In pixel[Each];
-    };
-    const Pixels pixels = *reinterpret_cast<const Pixels*>(stage + first);
+    const Pixels pixels = *reinterpret_cast<const Pixels*>(stage + piece * Each);
+    Elements made;
 #pragma unroll
     for (int j = 0; j < Each; ++j) {
-      made.element[j] = convert<Out>(convert<float>(pixels.pixel[j]) * scale[j % kChannels] + shift[j % kChannels]);
+      const float pixel = convert<float>(pixels.pixel[j]);
+      made.element[j] = convert<Out>(pixel * by.scale[j % kChannels] + by.shift[j % kChannels]);
     }
-    *reinterpret_cast<Elements*>(out + first) = made;
+    *reinterpret_cast<Elements*>(out + piece * Each) = made;
+    by.advance(kLanes * Each);
   }
 }
 
+// `by` belongs to this lane's first wide store.
 template <class In, class Out>
-MIRASOL_HD void emit_run(const Launch& launch, const Task& task, const Run& run, int lane, const In* stage) {
+MIRASOL_HD void emit_run(const Launch& launch, const Task& task, const Run& run, const Factors3& by, int lane,
+                         const In* stage) {
   Out* out = static_cast<Out*>(task.tokens) + run.first_output;
   if (task.wide_stores) {
-    emit<In, Out, 16 / sizeof(Out)>(launch, run, lane, stage, out);
+    emit<In, Out, kWide<Out>>(run, by, lane, stage, out);
   } else {
-    emit<In, Out, 1>(launch, run, lane, stage, out);
+    emit<In, Out, 1>(run, Factors3(launch, lane), lane, stage, out);
   }
 }
 

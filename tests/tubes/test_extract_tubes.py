@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tolerance import assert_close, assert_within_budget
 
 from mirasol.kernels import TUBEVIT_TUBES, Tube, extract_tubes, tube_grid
 from mirasol.kernels.tubes.ops import extract_op, scatter_op
+from tolerance import assert_close, assert_within_budget
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ODD = (

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from tolerance import assert_close, assert_within_budget
 
 from mirasol.kernels import TUBEVIT_TUBES, Tube, build_info, extract_tubes, tube_grid
 from mirasol.kernels.tubes import eager, native
+from tolerance import assert_close, assert_within_budget
 
 
 @pytest.fixture(autouse=True)
