@@ -108,8 +108,9 @@ def compare(case: Comparison, settings: Settings) -> list[Row]:
             if case.warm_up:
                 call()
                 clock.wait()
-            row.build_ms = 1e3 * (time.perf_counter() - started)
+            built = time.perf_counter() - started
             outputs, row.peak_bytes, seconds = peak_memory(call, settings.device)
+            row.build_ms = 1e3 * max(0.0, built - seconds) if case.warm_up else 1e3 * built
             verdict = case.judge(variant.name, tensors_of(outputs)) if variant.judged else Verdict()
             del outputs
             row.error, row.allowed = verdict.error, verdict.allowed

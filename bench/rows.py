@@ -62,7 +62,7 @@ class Row:
     roof: str = ""  # what bounds the work: "gemm" or "copy"
     roof_pct: float | None = None  # of the rate measured in the same process
     peak_bytes: int | None = None  # above what was held before the call (inputs and weights)
-    build_ms: float | None = None
+    build_ms: float | None = None  # before the first result, less the time of a call
     error: float | None = None  # largest, relative to the largest magnitude of the exact result
     allowed: float | None = None
     detail: dict[str, Any] = field(default_factory=dict)

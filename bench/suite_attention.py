@@ -133,7 +133,7 @@ def compare_shape(
     def variant(name: str, make: Callable[[], Callable[..., Any]], **more: Any) -> Variant:
         return Variant(name, lambda: three_modes(make(), (q, k, v), grad, "fwd" if mode == "step" else mode), **more)
 
-    peers = _step_peers(shape, variant) if mode == "step" else _peers(shape, settings, mode, variant)
+    peers = _step_peers(shape, variant) if mode == "step" else _peers(shape, settings, mode, dtype, variant)
     variants = [*_ours(shape, settings, variant), *peers]
     seen = shape.chunks if shape.window is None else min(shape.window, shape.chunks)
     moved = 2 * q.numel() * q.element_size() * (1 + seen)  # q, out and the keys and values in sight
@@ -164,7 +164,9 @@ def _ours(shape: Shape, settings: Settings, variant: Callable[..., Variant]) -> 
     return [variant(f"mirasol, {name}", lambda name=name: partial(run, name), role="ours") for name in backends]
 
 
-def _peers(shape: Shape, settings: Settings, mode: str, variant: Callable[..., Variant]) -> list[Variant]:
+def _peers(
+    shape: Shape, settings: Settings, mode: str, dtype: torch.dtype, variant: Callable[..., Variant]
+) -> list[Variant]:
     n, length, cudnn = shape.tokens, shape.chunks * shape.tokens, SDPBackend.CUDNN_ATTENTION
     built = {"show_build": True}
 
@@ -178,7 +180,11 @@ def _peers(shape: Shape, settings: Settings, mode: str, variant: Callable[..., V
         return partial(_loop, shape, backend)
 
     peers = [
-        *([] if settings.effort == "quick" else [variant(FLEX, lambda: _flex(shape, settings, mode), detail=built)]),
+        *(
+            []
+            if settings.effort == "quick"
+            else [variant(FLEX, lambda: _flex(shape, settings, mode, dtype), detail=built)]
+        ),
         variant("loop of SDPA", lambda: loop(None)),
         variant(FULL, lambda: partial(_sdpa, None), judged=False, flops=shape.dense_flops(mode)),
         variant(CAUSAL, lambda: partial(_sdpa, None, is_causal=True), role="limit", judged=False),
@@ -236,7 +242,7 @@ def _loop(shape: Shape, backend: SDPBackend | None, q: Tensor, k: Tensor, v: Ten
     return torch.cat(parts, dim=2)
 
 
-def _flex(shape: Shape, settings: Settings, mode: str) -> Callable[..., Any]:
+def _flex(shape: Shape, settings: Settings, mode: str, dtype: torch.dtype) -> Callable[..., Any]:
     from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
     if settings.device.type == "cpu" and mode != "fwd":
@@ -250,8 +256,8 @@ def _flex(shape: Shape, settings: Settings, mode: str) -> Callable[..., Any]:
     try:
         block_mask = create_block_mask(visible, None, None, length, length, device=settings.device)
         compiled = torch.compile(flex_attention, dynamic=False)
-        sample = torch.zeros(1, 1, length, shape.head_dim, device=settings.device)
         if settings.device.type == "cpu":
+            sample = torch.zeros(shape.batch, shape.heads, length, shape.head_dim, dtype=dtype)
             compiled(sample, sample, sample, block_mask=block_mask)
     except Exception as error:
         raise Unavailable(f"does not compile here: {one_line(error)}") from error
