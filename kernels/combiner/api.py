@@ -10,12 +10,12 @@ from mirasol.kernels.combiner import eager, reference
 from mirasol.kernels.combiner.chunks import take_last_m
 from mirasol.kernels.combiner.configs import MAX_WIDTH
 from mirasol.kernels.combiner.ops import CombinerProject
-from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor
+from mirasol.kernels.core.checks import describe, expect, expect_int, expect_shape, expect_tensor
 from mirasol.kernels.core.device import triton_refusals
 from mirasol.kernels.core.dispatch import Backend, autocast, autocast_dtype, choose_backend
 
 NORMS = ("layer", "rms", None)
-_DIMS = {"weight": "d_out d", "bias": "d_out", "norm_weight": "d", "norm_bias": "d"}
+_DIMS = {"weight": ("d_out", "d"), "bias": ("d_out",), "norm_weight": ("d",), "norm_bias": ("d",)}
 
 
 def last_m(x: torch.Tensor, m: int, boundaries: torch.Tensor | None = None) -> torch.Tensor:
@@ -79,7 +79,8 @@ def combiner_project(
     weight = weight.to(autocast_dtype(weight))
     bias, norm_weight, norm_bias = autocast(bias, norm_weight, norm_bias)
     for name, value in _named(weight, bias, norm_weight, norm_bias):
-        expect(value.dtype == x.dtype, name, f"be {x.dtype} like x", value)
+        if value.dtype != x.dtype:
+            raise ValueError(f"{name} must be {x.dtype} like x, was {describe(value)}")
     refusals = [] if backend in ("torch", "reference") else _triton_refusals(x)
     worth_it = x.is_cuda and x.element_size() == 2  # cuBLAS has the faster IEEE float32 product
     chosen = choose_backend("combiner_project", backend, worth_it, refusals)
@@ -132,9 +133,10 @@ def _check_parameters(
     sizes = {"d_out": weight.shape[0], "d": x.shape[-1]}
     for name, value in _named(weight, bias, norm_weight, norm_bias):
         dims = _DIMS[name]
-        expect_tensor(name, value, dims)
-        expect_shape(name, value, [sizes[dim] for dim in dims.split()], f"[{', '.join(dims.split())}]")
-        expect(value.device == x.device, name, f"be on {x.device} like x", value)
+        expect_tensor(name, value, " ".join(dims))
+        expect_shape(name, value, [sizes[dim] for dim in dims], "[d_out, d]" if len(dims) == 2 else f"[{dims[0]}]")
+        if value.device != x.device:
+            raise ValueError(f"{name} must be on {x.device} like x, was {describe(value)}")
     expect(norm in NORMS, "norm", 'be "layer", "rms" or None', norm)
     expect(norm is not None or norm_weight is None, "norm_weight", "be None without a norm", norm_weight)
     expect(norm == "layer" or norm_bias is None, "norm_bias", 'be None unless norm is "layer"', norm_bias)

@@ -49,13 +49,16 @@ def expect_tensor(
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise TypeError(f"{name} must be of dtype {names}, was {describe(value)}")
     if like is not None:
-        expect(value.dtype == like.dtype, name, f"be {like.dtype} like the other tensors", value)
-        expect(value.device == like.device, name, f"be on {like.device} like the other tensors", value)
+        if value.dtype != like.dtype:
+            raise ValueError(f"{name} must be {like.dtype} like the other tensors, was {describe(value)}")
+        if value.device != like.device:
+            raise ValueError(f"{name} must be on {like.device} like the other tensors, was {describe(value)}")
 
 
 def expect_shape(name: str, value: torch.Tensor, shape: Sequence[int], meaning: str) -> None:
     """Check an exact shape; `meaning` names it in symbols, for example "[d_out, d]"."""
-    expect(tuple(value.shape) == tuple(shape), name, f"be {meaning} = {list(shape)}", value)
+    if tuple(value.shape) != tuple(shape):
+        raise ValueError(f"{name} must be {meaning} = {list(shape)}, was {describe(value)}")
 
 
 def expect_int(name: str, value: Any, *, minimum: int = 1) -> None:

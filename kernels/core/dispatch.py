@@ -43,4 +43,4 @@ def autocast(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
 
     Opaque operators are invisible to autocast, so their public functions call this first. float64 is left alone.
     """
-    return [t if t is None else t.to(autocast_dtype(t)) for t in tensors]
+    return [t if t is None or t.dtype == autocast_dtype(t) else t.to(autocast_dtype(t)) for t in tensors]
