@@ -114,10 +114,16 @@ class _Work:
             return _summary(torch.cat([memory, inputs[:, 0]], 1), *read)
         if op == "write":
             return _summary(torch.cat([memory, inputs[:, 0], outputs], 1), *write)
+        return self.loop(self.step, memory, inputs, *weights)
+
+    def step(self, memory: Tensor, chunk: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.process(_summary(torch.cat([memory, chunk], 1), *weights[:7]))
+        return out, _summary(torch.cat([memory, chunk, out], 1), *weights[7:])
+
+    def loop(self, step: Callable[..., Any], memory: Tensor, inputs: Tensor, *weights: Tensor) -> Tensor:
         found = []
-        for t in range(inputs.shape[1]):
-            out = self.process(_summary(torch.cat([memory, inputs[:, t]], 1), *read))
-            memory = _summary(torch.cat([memory, inputs[:, t], out], 1), *write)
+        for chunk in inputs.unbind(1):
+            out, memory = step(memory, chunk, *weights)
             found.append(out)
         return torch.stack(found, 1)
 
@@ -157,6 +163,15 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
         return [result] if isinstance(result, Tensor) else list(result)
 
     eager = partial(work.eager, op)
+
+    def looped(step: Callable[..., Any]) -> Callable[[], Any]:
+        """The loop over chunks around a compiled step: compiling the loop itself takes minutes and again for each T."""
+        return wrap(lambda memory, inputs, outputs, *rest: work.loop(step, memory, inputs, *rest), graded, grad)
+
+    if op == "scan":
+        fast = compiled(f"{EAGER}, compiled", work.step, graded, settings, wrap=looped)
+    else:
+        fast = compiled(f"{EAGER}, compiled", eager, graded, settings, wrap=lambda f: wrap(f, graded, grad))
     backends = ("triton", "torch") if settings.device.type == "cuda" else ("torch",)
     return compare(
         Comparison(
@@ -168,7 +183,7 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
                     for b in backends
                 ),
                 Variant(EAGER, lambda: wrap(eager, graded, grad)),
-                *compiled(f"{EAGER}, compiled", eager, graded, settings, wrap=lambda f: wrap(f, graded, grad)),
+                *fast,
             ],
             judge=against(expected(torch.float64, exact_work), expected(dtype, work)),
             baseline=EAGER,

@@ -14,7 +14,7 @@ from torch import Tensor
 
 import cost
 from counting import TEXT_TOKENS
-from harness import Comparison, Judge, Variant, Verdict, against, compare
+from harness import ROUNDS, Comparison, Judge, Variant, Verdict, against, compare
 from mirasol import Config, Model, combiner, encoders, layers
 from rows import Row, Settings
 from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, SUITE
@@ -81,7 +81,7 @@ class Sweep:
             baseline=EVERYTHING,
             shape=f"{self.preset}, {TEXT_TOKENS} text tokens",
             dtype=dtype,
-            rounds=(min(LEAST, rounds), rounds, SECONDS),
+            rounds=ROUNDS["quick"] if settings.effort == "quick" else (min(LEAST, rounds), rounds, SECONDS),
             warm_up=once < 2,
             detail={"preset": self.preset, "frames": frames},
         )

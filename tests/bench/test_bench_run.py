@@ -131,12 +131,12 @@ def test_without_the_extra_it_runs_in_plain_text_and_says_what_the_extra_adds(tm
     assert len((tmp_path / "rows.csv").read_text().splitlines()) == len(rows) + 1
 
 
-def test_with_the_extra_it_draws(tmp_path):
-    ended = command(tmp_path, "--quick", "--filter", "frames")
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    drawn = sorted(path.name for path in tmp_path.glob("*.png"))
-    assert [name.rsplit("-", 1)[1] for name in drawn] == ["frames.png", "ttm.png"]
-    assert all(path.stat().st_size > 10_000 for path in tmp_path.glob("*.png"))
+def test_with_the_extra_it_draws(tmp_path, capsys):
+    assert run.main(["--quick", "--filter", " 16 frames", "--out", str(tmp_path)]) == 0
+    drawn = sorted(tmp_path.glob("*.png"))
+    assert [path.name.rsplit("-", 1)[1] for path in drawn] == ["frames.png", "ttm.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000 for path in drawn)
+    assert f"Plot: {drawn[0]}" in capsys.readouterr().out
 
 
 def test_every_suite_of_operators_is_right_and_timed(tmp_path):
