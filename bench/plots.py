@@ -166,34 +166,46 @@ def _ttm(rows: list[Row]) -> Figure:
 
 
 def _peers(suite: str, rows: list[Row]) -> Figure:
-    """Time of every implementation over ours, one group of bars for each case."""
-    cases = list(dict.fromkeys((row.case, row.mode) for row in rows if row.median_ms))
-    lines: list[tuple[str, Row | None]] = []
-    for case, mode in cases:
-        lines.append((f"{case} {mode}", None))
-        lines += [("", row) for row in rows if (row.case, row.mode) == (case, mode) and row.median_ms]
-    figure = Figure(figsize=(9, 1.2 + 0.27 * max(4, len(lines))))
+    """Times of every implementation; bars are to scale within a case, the line marks the fastest of ours."""
+    timed = [row for row in rows if row.median_ms]
+    cases: dict[tuple[str, str], list[Row]] = {}
+    for row in timed:
+        cases.setdefault((row.case, row.mode), []).append(row)
+    lines = len(timed) + 1.4 * len(cases)
+    figure = Figure(figsize=(9, 1.3 + 0.25 * lines))
     axes = figure.add_subplot()
-    colours = {"ours": OURS, "peer": PEER, "limit": LIMIT}
-    for place, (title, row) in enumerate(lines):
-        if row is None or row.median_ms is None:
-            axes.text(-0.01, place, title, transform=axes.get_yaxis_transform(), ha="right", va="center", weight="bold")
-            continue
-        own = [r.median_ms for r in rows if (r.case, r.mode, r.role) == (row.case, row.mode, "ours") and r.median_ms]
-        against = row.median_ms / min(own) if own else 1.0
-        axes.barh(place, against, 0.78, color=colours[row.role])
-        axes.text(-0.01, place, row.impl, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8.5)
-        text = f"{against:.2f}x   {report.milliseconds(row.median_ms)}"
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
-        axes.annotate(text, (against, place), (4, 0), textcoords="offset points", va="center", fontsize=8, bbox=box)
-    axes.axvline(1.0, color="#333333", linewidth=1, zorder=0.5)
-    axes.set_ylim(len(lines) - 0.4, -0.6)
-    axes.set_yticks([])
-    axes.set_xlim(0, 1.28 * max((bar.get_width() for bar in axes.patches), default=1.0))  # type: ignore[attr-defined]
-    axes.set_xlabel("time over mirasol's fastest; light grey: a speed of light, other mathematics")
-    axes.set_title(
-        f"{suite}: {rows[0].device}, {', '.join(sorted({row.dtype for row in rows if row.dtype}))}", loc="left"
-    )
-    bottom, top = 0.75 / figure.get_figheight(), 1 - 0.35 / figure.get_figheight()
-    figure.subplots_adjust(left=0.36, right=0.98, bottom=bottom, top=top)
+    place = 0.0
+    for (case, mode), group in cases.items():
+        axes.text(-0.6, place, f"{case} {mode}", ha="left", va="center", weight="bold", fontsize=9)
+        place += 1
+        place = _group(axes, group, place) + 0.4
+    axes.set_ylim(place, -0.8)
+    axes.set_xlim(-0.6, 1.3)
+    axes.set_axis_off()
+    dtypes = ", ".join(sorted({row.dtype for row in timed}))
+    device = timed[0].device if timed else ""
+    figure.text(0.015, 1 - 0.3 / figure.get_figheight(), f"{suite}: {device}, {dtypes}", fontsize=12, weight="bold")
+    note = "median time, and over the fastest of mirasol's; bars to scale within a case; light grey: a speed of light"
+    figure.text(0.015, 1 - 0.52 / figure.get_figheight(), note, fontsize=8.5, color="#444444")
+    bottom, top = 0.4 / figure.get_figheight(), 1 - 0.6 / figure.get_figheight()
+    figure.subplots_adjust(left=0.015, right=0.985, bottom=bottom, top=top)
     return figure
+
+
+def _group(axes: Axes, group: list[Row], place: float) -> float:
+    """The bars of one case, from `place` on; returns the place after them."""
+    colours = {"ours": OURS, "peer": PEER, "limit": LIMIT}
+    times = [row.median_ms or 0.0 for row in group]
+    ours = [time for row, time in zip(group, times, strict=True) if row.role == "ours"]
+    if ours:
+        x = min(ours) / max(times)
+        axes.plot([x, x], [place - 0.5, place + len(group) - 0.5], color="#333333", linewidth=1, zorder=0.5)
+    for row, time in zip(group, times, strict=True):
+        length = time / max(times)
+        axes.barh(place, length, 0.78, color=colours[row.role])
+        axes.text(-0.01, place, row.impl, ha="right", va="center", fontsize=8.5)
+        axes.text(1.15, place, report.milliseconds(time), ha="right", va="center", fontsize=8.5)
+        if ours:
+            axes.text(1.28, place, f"{time / min(ours):.2f}x", ha="right", va="center", fontsize=8.5)
+        place += 1
+    return place

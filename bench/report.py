@@ -115,9 +115,12 @@ def headline(rows: list[Row]) -> str:
             best[case] = max(best.get(case, 0.0), row.against_best)
     if not best:
         return ""
-    slower = [f"{case} ({number(factor)}x)" for case, factor in best.items() if factor < 1]
-    line = f"mirasol's fastest is {number(min(best.values()))} to {number(max(best.values()))} times the best peer"
-    return line + (f"; slower in {len(slower)} of {len(best)} cases: {', '.join(slower)}" if slower else "")
+    slower = sum(factor < 1 for factor in best.values())
+    least, most = min(best, key=lambda case: best[case]), max(best, key=lambda case: best[case])
+    return (
+        f"{rows[0].suite}: mirasol's fastest against the best peer, {len(best)} cases, {slower} of them slower: "
+        f"{number(best[least])}x ({least}) to {number(best[most])}x ({most})"
+    )
 
 
 def verdict(rows: list[Row]) -> str:

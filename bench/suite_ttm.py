@@ -5,7 +5,6 @@ Every variant runs the same process unit, of the same weights; only reading, wri
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +16,12 @@ from torch import Tensor
 
 import cost
 from console import Table
-from harness import Comparison, Variant, Verdict, against, compare, compiled, peak_memory, quantile, three_modes
+from harness import Comparison, Variant, Verdict, against, compare, compiled, three_modes
 from mirasol import Config, combiner
 from mirasol.kernels import TokenLearnerParams, ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.layers import ViT, init_weights
 from report import comparison_table
-from rows import Case, Row, Settings, dtype_name
+from rows import Case, Row, Settings
 
 SUITE = "ttm"
 EAGER = "eager, official form"
@@ -90,7 +89,11 @@ def tables(rows: list[Row]) -> list[Table]:
         "Combiner: encoders left out; TTM against the causal Transformer with last-m pruning, forward only",
     ]
     found = [comparison_table("Token Turing Machine", others, notes)] if others else []
-    return [*found, comparison_table("A stream: time and memory of one chunk", streams)] if streams else found
+    return (
+        [*found, comparison_table("A stream: time and memory of one more chunk, after so many", streams)]
+        if streams
+        else found
+    )
 
 
 @dataclass(frozen=True)
@@ -251,7 +254,7 @@ def _combiners(chunks: int, settings: Settings) -> list[Row]:
     """The whole Combiner of a preset: TTM, and the causal Transformer that it replaces."""
     preset = "tiny" if settings.effort == "quick" else "base" if settings.device.type == "cuda" else "small"
     dtype = settings.dtype or torch.float32
-    kinds: dict[str, Any] = {TRANSFORMER: combiner.TransformerCombiner, "mirasol, TTM": combiner.TTMCombiner}
+    kinds: dict[str, Any] = {TRANSFORMER: combiner.TransformerCombiner, "TTM Combiner": combiner.TTMCombiner}
     configs = {name: Config.preset(preset, combiner="ttm" if "TTM" in name else "transformer") for name in kinds}
     config = configs[TRANSFORMER]
     x = settings.randn(1, chunks, config.tokens_per_chunk, config.combiner_dim, dtype=dtype)
@@ -276,7 +279,7 @@ def _combiners(chunks: int, settings: Settings) -> list[Row]:
             SUITE,
             f"Combiner {chunks} chunks",
             [
-                Variant(name, partial(make, name), role="peer" if name == TRANSFORMER else "ours", flops=work)
+                Variant(name, partial(make, name), role="ours", flops=work)
                 for name, work in ((name, cost.combiner(configs[name], chunks)) for name in kinds)
             ],
             judge=judge,
@@ -290,35 +293,31 @@ def _combiners(chunks: int, settings: Settings) -> list[Row]:
 
 
 def _stream(shape: Shape, settings: Settings) -> list[Row]:
-    """Chunk after chunk through `ttm_step`: time and memory of the last chunks before each mark."""
+    """Chunk after chunk through `ttm_step`; then the same step from the states that were kept on the way."""
     dtype = settings.dtype or torch.float32
     memory, inputs, _, *weights = _tensors(shape, settings, dtype)
     read, write = (TokenLearnerParams(*weights[i : i + 7]) for i in (0, 7))
     process = _process(shape, settings, dtype)
     marks = (4, 8) if settings.effort == "quick" else STREAM_MARKS
-    rows: list[Row] = []
-    times: list[float] = []
+    states = {}
 
-    def step(memory: Tensor, chunk: Tensor) -> Tensor:
-        with torch.no_grad():
-            return ttm_step(memory, chunk, read, process, write)[1]
+    @torch.no_grad()
+    def step(memory: Tensor, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        return ttm_step(memory, chunk, read, process, write)
 
     for index in range(1, marks[-1] + 1):
-        chunk = inputs[:, index % shape.chunks]
         if index in marks:
-            memory, peak, _ = peak_memory(partial(step, memory, chunk), settings.device)
-            row = Row(SUITE, f"stream {shape.name}", f"chunk {index}", mode="step", role="ours", shape=shape.name)
-            recent = times[-9:]
-            row.dtype, row.device, row.peak_bytes, row.n = dtype_name(dtype), settings.device.type, peak, len(recent)
-            row.p20_ms, row.median_ms, row.p80_ms = (quantile(recent, q) for q in (0.2, 0.5, 0.8))
-            rows.append(row)
-            continue
-        started = time.perf_counter()
-        memory = step(memory, chunk)
-        if settings.device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(1e3 * (time.perf_counter() - started))
-    if not torch.isfinite(memory).all():
-        for row in rows:
-            row.status, row.reason, row.median_ms = "FAIL", "wrong result: the memory is not finite", None
-    return rows
+            states[f"chunk {index}"] = memory
+        memory = step(memory, inputs[:, index % shape.chunks])[1]
+
+    def judge(name: str, outputs: list[Tensor]) -> Verdict:
+        finite = all(torch.isfinite(out).all() for out in outputs)
+        return Verdict(problem="" if finite else "a value is not finite")
+
+    chunk = inputs[:, 0]
+    variants = [Variant(name, partial(partial, step, state, chunk), role="ours") for name, state in states.items()]
+    first = f"chunk {marks[0]}"
+    return compare(
+        Comparison(SUITE, f"stream {shape.name}", variants, judge=judge, baseline=first, mode="step", dtype=dtype),
+        settings,
+    )
