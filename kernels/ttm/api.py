@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
 
 from ..core.checks import expect, expect_shape, expect_tensor
+from ..core.device import triton_refusals
 from ..core.dispatch import Backend, choose_backend
 from . import reference, scan
-from .params import EraseAddParams, SummaryParams, WriteParams, check_erase_add, check_summary, summary_size
+from .configs import size_refusals
+from .params import (
+    EraseAddParams,
+    SummaryParams,
+    TokenLearnerParams,
+    WriteParams,
+    check_erase_add,
+    check_summary,
+    summary_size,
+)
 
 Process = Callable[[torch.Tensor], torch.Tensor]
 Form = Literal["auto", "parallel", "stepwise"]
@@ -38,9 +48,10 @@ def ttm_read(
     memory, inputs, params = _lower(memory, inputs, params)
     _check_tokens(memory, inputs, "B n d")
     check_summary("params", params, memory.shape[1] + inputs.shape[1], memory)
-    if _backend("ttm_read", backend, memory) == "reference":
+    chosen = _backend("ttm_read", backend, [memory, inputs], params)
+    if chosen == "reference":
         return reference.ttm_read(memory, inputs, params)
-    return scan.read(memory, inputs, params, "torch")
+    return scan.read(memory, inputs, params, chosen)
 
 
 def ttm_write(
@@ -70,9 +81,10 @@ def ttm_write(
     _check_tokens(memory, inputs, "B n d")
     _check_outputs("outputs", outputs, memory)
     _check_write("params", params, memory, inputs.shape[1], outputs.shape[1])
-    if _backend("ttm_write", backend, memory) == "reference":
+    chosen = _backend("ttm_write", backend, [memory, outputs, inputs], params)
+    if chosen == "reference":
         return reference.ttm_write(memory, outputs, inputs, params)
-    return scan.write(memory, outputs, inputs, params, "torch")
+    return scan.write(memory, outputs, inputs, params, chosen)
 
 
 def ttm_scan(
@@ -124,12 +136,13 @@ def ttm_scan(
         expect_shape("what process returns", out, z.shape, "[B, r, d]")
         return out
 
-    if _backend("ttm_scan", backend, memory) == "reference":
+    chosen = _backend("ttm_scan", backend, [memory, inputs], read_params, write_params)
+    if chosen == "reference":
         outputs, memories = reference.ttm_scan(memory, inputs, read_params, checked, write_params)
         return outputs, memories if return_memories else memories[:, -1]
     kept = read_size + (0 if isinstance(write_params, EraseAddParams) else memory.shape[1])
     parallel = scan.prefers_parallel(chunks, n, kept) if form == "auto" else form == "parallel"
-    out, mem = scan.scan(memory, inputs, read_params, checked, write_params, parallel, "torch")
+    out, mem = scan.scan(memory, inputs, read_params, checked, write_params, parallel, chosen)
     return torch.stack(out, dim=1), torch.stack(mem, dim=1) if return_memories else mem[-1]
 
 
@@ -202,8 +215,15 @@ def ungroup_tokens(tokens: torch.Tensor, groups: int) -> torch.Tensor:
     return tokens.unflatten(0, (-1, groups)).movedim(1, -3).flatten(-3, -2).contiguous()
 
 
-def _backend(op: str, backend: str, memory: torch.Tensor) -> str:
-    return choose_backend(op, backend, memory.device.type == "cuda", ["There are no Triton kernels for it."])
+def _backend(op: str, backend: str, tensors: Sequence[torch.Tensor], *params: WriteParams) -> str:
+    """Only TokenLearners have kernels of their own; under "auto" the other variants run beside them in PyTorch."""
+    refusals = triton_refusals(*tensors)
+    for given in params:
+        if isinstance(given, TokenLearnerParams):
+            refusals += size_refusals([given])
+        elif backend == "triton":
+            refusals.append(f"{type(given).__name__} is made of library matrix products and has no kernels.")
+    return choose_backend(op, backend, tensors[0].device.type == "cuda", refusals)
 
 
 def _lower(*values: Any) -> Any:

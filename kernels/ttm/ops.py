@@ -15,9 +15,12 @@ from .flops import summary_backward_flops, summary_flops
 
 
 def _implementation(backend: str) -> Any:
-    if backend == "torch":
-        return eager
-    raise ValueError(f"no implementation of ttm_summary for backend {backend!r}")
+    """The module that serves a backend; Triton is imported at first use."""
+    if backend == "triton":
+        from . import triton_launch
+
+        return triton_launch
+    return eager
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 
 from . import ops
+from .configs import size_refusals
 from .params import EraseAddParams, MlpParams, SummaryParams, TokenLearnerParams, WriteParams, summary_size
 from .reference import NORM_EPS, mlp
 from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, fold, prepare
@@ -54,13 +55,7 @@ def scan(
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Outputs [B, r, d] and memories [B, s, d] of every chunk; `inputs` is [B, T, n, d]."""
     sizes = [memory.shape[1], inputs.shape[2], summary_size(read_params)]
-    recurrence: Recurrence
-    if not parallel:
-        recurrence = Stepwise(read_params, write_params, sizes, backend)
-    elif _side_by_side(read_params) and _side_by_side(write_params):
-        recurrence = SideBySide(read_params, write_params, backend)
-    else:
-        recurrence = Apart(read_params, write_params, sizes, backend)
+    recurrence = choose_recurrence(read_params, write_params, sizes, parallel, backend)
     outputs, memories = [], []
     for chunk in recurrence.prepare(inputs):
         tokens, pending = recurrence.read(memory, chunk)
@@ -149,15 +144,27 @@ class SideBySide:
         return tokens.contiguous(), Partial(pending, lse[:, self.sizes[0] :])
 
     def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: Partial) -> torch.Tensor:
-        return ops.summary([outputs], [], *self.writing, self.w2[1:], self.b2[1:], *pending, self.backend)[0]
+        w1, b1 = self.writing
+        out, _ = ops.summary([outputs], [], w1, b1, self.w2[1:], self.b2[1:], pending.out, pending.lse, self.backend)
+        return out
 
     def _both(self, tokens: torch.Tensor, carry: Partial | None) -> Partial:
-        carried = (None, None) if carry is None else carry
-        return Partial(*ops.summary([tokens], [], self.w1, self.b1, self.w2, self.b2, *carried, self.backend))
+        out, lse = (None, None) if carry is None else carry
+        return Partial(*ops.summary([tokens], [], self.w1, self.b1, self.w2, self.b2, out, lse, self.backend))
 
 
-def _side_by_side(params: WriteParams) -> bool:
-    return isinstance(params, TokenLearnerParams) and params.positions is None
+def choose_recurrence(
+    read: SummaryParams, write: WriteParams, sizes: list[int], parallel: bool, backend: str
+) -> Recurrence:
+    """Two TokenLearners run side by side unless positions make their tokens differ."""
+    if not parallel:
+        return Stepwise(read, write, sizes, backend)
+    if isinstance(read, TokenLearnerParams) and isinstance(write, TokenLearnerParams):
+        same_tokens = read.positions is None and write.positions is None
+        fits = backend != "triton" or not size_refusals([read, write])
+        if same_tokens and fits:
+            return SideBySide(read, write, backend)
+    return Apart(read, write, sizes, backend)
 
 
 def _by_chunk(partial: Partial, shape: torch.Size) -> list[Partial]:

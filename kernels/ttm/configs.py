@@ -1,0 +1,88 @@
+"""Tiles of the summary's Triton kernels, as a pure function of shape, dtype and target.
+
+Every row was compiled for sm_80, sm_90 and sm_100 without spills (tests/aot/test_ttm.py); none was measured on a GPU
+yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mirasol.kernels.core.device import Target
+from mirasol.kernels.ttm.params import TokenLearnerParams
+
+MOST_K = 128  # summary tokens of all summaries side by side
+MOST_HIDDEN = 128
+MOST_WIDTH = 2048
+WAVES = 2  # programs a multiprocessor that splits of the tokens aim at
+
+
+@dataclass(frozen=True)
+class Tile:
+    """tokens: BP; columns: of the width, a step (BK) or a program (BD); warps, stages as Triton names them."""
+
+    tokens: int
+    columns: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """One tile a kernel; `rows` and `hidden` are K and J padded to powers of two."""
+
+    rows: int
+    hidden: int
+    hidden_layer: Tile
+    pool: Tile
+    scores: Tile
+    tokens: Tile
+    weights: Tile
+
+
+def padded(size: int, least: int = 16) -> int:
+    """The next power of two, at least what a matrix product takes."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target) -> Tiles:
+    """Tiles for K = `k` summary tokens, J = `hidden`, width `d` and an element size in bytes.
+
+    Where rows of a product are summary tokens they are at least 64, the least that a warp group multiplies.
+    """
+    if target.kind == "interpreter":
+        small = Tile(16, 32, 4, 1)
+        return Tiles(padded(k), padded(hidden), small, small, small, small, small)
+    rows, width = padded(k, 64), padded(hidden, 64)
+    if itemsize == 4:  # products of float32 by FMA: small tiles
+        small = Tile(16, 32, 8, 1)
+        return Tiles(rows, width, Tile(32, 32, 8, 1), small, small, small, small)
+    wide = min(128, padded(d, 64))
+    return Tiles(
+        rows,
+        width,
+        hidden_layer=Tile(64, 64, 4, 3),
+        pool=Tile(64, 64 if target.arch < 90 else wide, 8 if rows > 64 else 4, 2),
+        scores=Tile(64, 32 if width > 64 else 64, 8 if rows > 64 or width > 64 else 4, 2),  # 64 steps spill at J = 128
+        tokens=Tile(64, wide, 8, 1),
+        weights=Tile(64, wide, 8 if width > 64 else 4, 3),
+    )
+
+
+def size_refusals(side_by_side: Sequence[TokenLearnerParams]) -> list[str]:
+    """One sentence for each reason why the kernels cannot run these summaries of the same tokens at a time."""
+    k = sum(params.w2.shape[0] for params in side_by_side)
+    hidden = sum(params.w1.shape[0] for params in side_by_side)
+    width = max(params.w1.shape[1] for params in side_by_side)
+    limits = (("summary tokens", k, MOST_K), ("hidden units", hidden, MOST_HIDDEN), ("width", width, MOST_WIDTH))
+    return [f"Its kernels serve at most {most} {what}, there are {size}." for what, size, most in limits if size > most]
+
+
+def splits(programs: int, work: int, target: Target) -> int:
+    """In how many parts to cut `work` steps so that `programs` a part fill the device; a power of two."""
+    wanted = -(-WAVES * target.multiprocessors // max(programs, 1))
+    count = 1
+    while count < wanted and 2 * count <= work:
+        count *= 2
+    return min(count, 64)

@@ -1,0 +1,306 @@
+"""Launches of the summary kernels: the same two functions as eager.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from mirasol.kernels.core.device import interpreted, on_device, target
+from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.ttm.configs import Tile, Tiles, splits, tiles
+from mirasol.kernels.ttm.eager import NORM_EPS
+from mirasol.kernels.ttm.triton_backward import (
+    summary_bwd_rows_kernel,
+    summary_bwd_scores_kernel,
+    summary_bwd_tokens_kernel,
+    summary_bwd_w1_kernel,
+    summary_bwd_w2_kernel,
+)
+from mirasol.kernels.ttm.triton_forward import (
+    summary_hidden_fwd_kernel,
+    summary_merge_fwd_kernel,
+    summary_pool_fwd_kernel,
+)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call's tensors as the kernels take them; missing sources are None and have no tokens."""
+
+    sources: list[torch.Tensor]
+    places: list[torch.Tensor]
+    w1: torch.Tensor  # [J, d] in the dtype of the tokens
+    b1: torch.Tensor  # [J] in the precision of sums
+    w2: torch.Tensor  # [K, J], zero outside each summary's own part
+    b2: torch.Tensor  # [K]
+    carry_out: torch.Tensor | None
+    carry_lse: torch.Tensor | None
+    tiles: Tiles
+
+    @staticmethod
+    def of(
+        sources: Sequence[torch.Tensor],
+        positions: Sequence[torch.Tensor],
+        w1: torch.Tensor,
+        b1: torch.Tensor,
+        w2: Sequence[torch.Tensor],
+        b2: Sequence[torch.Tensor],
+        carry_out: torch.Tensor | None,
+        carry_lse: torch.Tensor | None,
+    ) -> Call:
+        """Strides are taken as they are; a last dimension that is not contiguous costs a copy of that tensor."""
+        first = sources[0]
+        weights2 = w2[0].contiguous() if len(w2) == 1 else torch.block_diag(*w2)
+        k, j = sum(w.shape[0] for w in w2), w1.shape[0]
+        return Call(
+            [v if v.stride(-1) == 1 else v.contiguous() for v in sources],
+            [place.contiguous() for place in positions],
+            w1.to(first.dtype).contiguous(),
+            b1.contiguous(),
+            weights2.to(first.dtype),
+            b2[0].contiguous() if len(b2) == 1 else torch.cat(list(b2)),
+            carry_out if carry_out is None or carry_out.stride(-1) == 1 else carry_out.contiguous(),
+            carry_lse,
+            tiles(k, j, first.shape[2], first.element_size(), target(first.device)),
+        )
+
+    @property
+    def first(self) -> torch.Tensor:
+        return self.sources[0]
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int, int]:
+        """B, tokens of all sources, d, J, K."""
+        batch, _, d = self.first.shape
+        return batch, sum(v.shape[1] for v in self.sources), d, self.w1.shape[0], self.w2.shape[0]
+
+    @property
+    def acc(self) -> torch.dtype:
+        return accumulate_dtype(self.first.dtype)
+
+    def count(self, tile: Tile) -> int:
+        """How many tiles the tokens of one batch item make; none straddles sources."""
+        return sum(triton.cdiv(v.shape[1], tile.tokens) for v in self.sources)
+
+    def pointers(self) -> tuple[Any, ...]:
+        """a, b, c, places_a, places_b, places_c."""
+        return (*_three(self.sources), *_three(self.places))
+
+    def lengths(self) -> tuple[int, ...]:
+        """n_a, n_b, n_c."""
+        return tuple(0 if v is None else v.shape[1] for v in _three(self.sources))
+
+    def strides(self) -> tuple[int, ...]:
+        """Between batch items, then between tokens, of the three sources."""
+        given = _three(self.sources)
+        return tuple(0 if v is None else v.stride(dim) for dim in (0, 1) for v in given)
+
+    def carry_strides(self) -> tuple[int, ...]:
+        if self.carry_out is None or self.carry_lse is None:
+            return 0, 0, 0, 0
+        return self.carry_out.stride(0), self.carry_out.stride(1), *self.carry_lse.stride()
+
+    def constants(self) -> dict[str, Any]:
+        """What all kernels that walk over tokens are compiled for."""
+        precision = "tf32" if torch.backends.cuda.matmul.allow_tf32 and not interpreted() else "ieee"
+        return dict(
+            D=self.first.shape[2],
+            J=self.w1.shape[0],
+            SOURCES=len(self.sources),
+            POSITIONS=bool(self.places),
+            BJ=self.tiles.hidden,
+            ACC=tl.float64 if self.acc == torch.float64 else tl.float32,
+            PRECISION=precision,
+        )
+
+
+def summary_forward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `eager.summary_forward`."""
+    call = Call.of(*args)
+    with on_device(call.first):
+        hidden = _hidden(call)
+        out, lse = _pool(call, hidden)
+    return out, lse, hidden
+
+
+def _hidden(call: Call) -> torch.Tensor:
+    batch, tokens, _, j, _ = call.sizes
+    tile = call.tiles.hidden_layer
+    hidden = call.first.new_empty(batch, tokens, j)
+    summary_hidden_fwd_kernel[(call.count(tile), batch)](
+        *call.pointers(), call.w1, call.b1, hidden, *call.lengths(), tokens, *call.strides(), NORM_EPS,
+        BP=tile.tokens, BK=tile.columns, **call.constants(), num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return hidden
+
+
+def _pool(call: Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    batch, tokens, d, _, k = call.sizes
+    tile, steps = call.tiles.pool, call.count(call.tiles.pool)
+    blocks = triton.cdiv(d, tile.columns)
+    parts = splits(blocks * batch, steps, target(call.first.device))
+    out = call.first.new_empty(batch, k, d)
+    lse = call.first.new_empty(batch, k, dtype=call.acc)
+    tops = sums = rows = None
+    if parts > 1:
+        tops, sums = (lse.new_empty(batch, parts, k) for _ in range(2))
+        rows = lse.new_empty(batch, parts, k, d)
+    carry = dict(CARRY=call.carry_out is not None, SPLITS=parts, K=k)
+    summary_pool_fwd_kernel[(blocks, parts, batch)](
+        *call.pointers(), hidden, call.w2, call.b2, out, lse, call.carry_out, call.carry_lse, tops, sums, rows,
+        *call.lengths(), tokens, steps, *call.strides(), *call.carry_strides(),
+        BP=tile.tokens, BD=tile.columns, BR=call.tiles.rows, **carry, **call.constants(),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    if parts > 1:
+        summary_merge_fwd_kernel[(k, batch)](
+            tops, sums, rows, call.carry_out, call.carry_lse, out, lse, *call.carry_strides(),
+            D=d, BD=triton.next_power_of_2(d), ACC=call.constants()["ACC"], **carry, num_warps=4,
+        )  # fmt: skip
+    return out, lse
+
+
+def summary_backward(
+    grad_out: torch.Tensor,
+    grad_lse: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    hidden: torch.Tensor,
+    sources: Sequence[torch.Tensor],
+    positions: Sequence[torch.Tensor],
+    w1: torch.Tensor,
+    b1: torch.Tensor,
+    w2: Sequence[torch.Tensor],
+    b2: Sequence[torch.Tensor],
+    carry_out: torch.Tensor | None,
+    carry_lse: torch.Tensor | None,
+    source_grads: Sequence[bool],
+) -> list[torch.Tensor]:
+    """As `eager.summary_backward`."""
+    call = Call.of(sources, positions, w1, b1, w2, b2, carry_out, carry_lse)
+    wanted = [grad or bool(positions) for grad in source_grads]
+    grad_out, grad_lse = grad_out.contiguous(), grad_lse.contiguous()
+    with on_device(call.first):
+        delta, carried = _rows_backward(call, grad_out, grad_lse, out, lse)
+        found, grad_b1, grad_b2 = _scores_backward(call, grad_out, lse, delta, hidden)
+        grads = _tokens_backward(call, wanted, grad_out, found)
+        grad_w1, grad_w2 = _w1_backward(call, found.grad_hidden), _w2_backward(call, hidden, found.grad_scores)
+    result = [grad for grad, asked in zip(grads, source_grads, strict=True) if asked]
+    result += [grads[i].sum(dim=0) for i in range(len(positions))]
+    centred = grad_w1 - grad_w1.mean(dim=-1, keepdim=True)  # rows of w1 have mean zero, whatever the tokens' means
+    result += [centred.to(w1.dtype), grad_b1.to(b1.dtype)]
+    row, column = 0, 0
+    for weight in w2:
+        end, stop = row + weight.shape[0], column + weight.shape[1]
+        result.append(grad_w2[row:end, column:stop].to(weight.dtype).clone(memory_format=torch.contiguous_format))
+        row, column = end, stop
+    parts = grad_b2.split([bias.shape[0] for bias in b2])
+    result += [part.to(bias.dtype).clone() for part, bias in zip(parts, b2, strict=True)]
+    return result + carried
+
+
+def _rows_backward(
+    call: Call, grad_out: torch.Tensor, grad_lse: torch.Tensor, out: torch.Tensor, lse: torch.Tensor
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    batch, _, d, _, k = call.sizes
+    delta = torch.empty_like(lse)
+    carried = []
+    if call.carry_out is not None and call.carry_lse is not None:
+        carried = [call.carry_out.new_empty(batch, k, d), call.carry_lse.new_empty(batch, k)]
+    summary_bwd_rows_kernel[(k, batch)](
+        grad_out, grad_lse, out, lse, call.carry_out, call.carry_lse, delta, *(carried or (None, None)),
+        *call.carry_strides(), D=d, K=k, CARRY=bool(carried), BD=triton.next_power_of_2(d),
+        ACC=call.constants()["ACC"], num_warps=4,
+    )  # fmt: skip
+    return delta, carried
+
+
+@dataclass(frozen=True)
+class ByToken:
+    """What the scores' kernel leaves for the others: weights and grad_scores [B, p, K], grad_hidden [B, p, J], ..."""
+
+    weights: torch.Tensor
+    grad_scores: torch.Tensor
+    grad_hidden: torch.Tensor
+    means: torch.Tensor
+    tilts: torch.Tensor
+
+
+def _scores_backward(
+    call: Call, grad_out: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor, hidden: torch.Tensor
+) -> tuple[ByToken, torch.Tensor, torch.Tensor]:
+    """Gradients by token, and of both biases."""
+    batch, tokens, _, j, k = call.sizes
+    tile, steps = call.tiles.scores, call.count(call.tiles.scores)
+    found = ByToken(
+        hidden.new_empty(batch, tokens, k),
+        hidden.new_empty(batch, tokens, k),
+        hidden.new_empty(batch, tokens, j),
+        lse.new_empty(batch, tokens),
+        lse.new_empty(batch, tokens),
+    )
+    sums_b1, sums_b2 = lse.new_empty(batch, steps, j), lse.new_empty(batch, steps, k)
+    summary_bwd_scores_kernel[(steps, batch)](
+        *call.pointers(), hidden, call.b1, call.w2, call.b2, grad_out, lse, delta,
+        found.weights, found.grad_scores, found.grad_hidden, found.means, found.tilts, sums_b1, sums_b2,
+        *call.lengths(), tokens, steps, *call.strides(), NORM_EPS,
+        K=k, BP=tile.tokens, BK=tile.columns, BR=call.tiles.rows, **call.constants(),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return found, sums_b1.sum(dim=(0, 1)), sums_b2.sum(dim=(0, 1))
+
+
+def _tokens_backward(call: Call, wanted: Sequence[bool], grad_out: torch.Tensor, found: ByToken) -> list[torch.Tensor]:
+    """Gradients of the sources; those not wanted are not computed and hold nothing of use."""
+    batch, tokens, d, _, k = call.sizes
+    grads = [v.new_empty(v.shape) if want else v for v, want in zip(call.sources, wanted, strict=True)]
+    if not any(wanted):
+        return grads
+    tile = call.tiles.tokens
+    flags = [*wanted, False, False]
+    summary_bwd_tokens_kernel[(call.count(tile), triton.cdiv(d, tile.columns), batch)](
+        *call.pointers(), call.w1, grad_out, found.weights, found.grad_hidden, found.means, found.tilts,
+        *_three(grads), *call.lengths(), tokens, *call.strides(),
+        K=k, WANT_A=flags[0], WANT_B=flags[1], WANT_C=flags[2],
+        BP=tile.tokens, BD=tile.columns, BR=call.tiles.rows, **call.constants(),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return grads
+
+
+def _w1_backward(call: Call, grad_hidden: torch.Tensor) -> torch.Tensor:
+    batch, tokens, d, j, _ = call.sizes
+    tile = call.tiles.weights
+    steps, blocks = call.count(tile), triton.cdiv(d, tile.columns)
+    parts = splits(blocks, steps * batch, target(call.first.device))
+    partial = grad_hidden.new_empty(parts, j, d, dtype=call.acc)
+    summary_bwd_w1_kernel[(blocks, parts)](
+        *call.pointers(), grad_hidden, partial, *call.lengths(), tokens, steps, steps * batch, *call.strides(),
+        SPLITS=parts, BP=tile.tokens, BD=tile.columns, **call.constants(),
+        num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return partial.sum(dim=0)
+
+
+def _w2_backward(call: Call, hidden: torch.Tensor, grad_scores: torch.Tensor) -> torch.Tensor:
+    batch, tokens, _, j, k = call.sizes
+    tile = call.tiles.weights
+    parts = splits(1, triton.cdiv(batch * tokens, tile.tokens), target(call.first.device))
+    partial = hidden.new_empty(parts, k, j, dtype=call.acc)
+    constants = call.constants()
+    summary_bwd_w2_kernel[(parts,)](
+        hidden, grad_scores, partial, batch * tokens,
+        J=j, K=k, SPLITS=parts, BP=tile.tokens, BJ=call.tiles.hidden, BR=call.tiles.rows,
+        ACC=constants["ACC"], PRECISION=constants["PRECISION"], num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return partial.sum(dim=0)
+
+
+def _three(given: Sequence[Any]) -> tuple[Any, Any, Any]:
+    a, b, c = [*given, None, None, None][:3]
+    return a, b, c

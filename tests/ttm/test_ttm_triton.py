@@ -1,0 +1,206 @@
+"""The Triton kernels of the TokenLearner summary, in the interpreter without a GPU: forward and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ttm_helpers import convert, leaves, token_learner_params
+
+from mirasol.kernels import ttm_read, ttm_scan, ttm_step, ttm_write
+from mirasol.kernels.core.device import INTERPRETER, Target
+from mirasol.kernels.ttm import configs, eager, triton_launch
+from tolerance import assert_close, assert_within_budget
+
+HOPPER = Target(arch=90, kind="cuda", multiprocessors=132, shared_memory=232448)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+needs_interpreter = pytest.mark.skipif(DEVICE == "cuda", reason="float64 kernels run in the interpreter only")
+
+
+def arguments(batch, sizes, d, hidden, k, positions, carry, dtype):
+    """Arguments of the operator; several entries of `hidden` and `k` are summaries side by side."""
+    acc = torch.float64 if dtype == torch.float64 else torch.float32
+
+    def random(*shape, dtype=dtype):
+        return torch.randn(*shape, dtype=torch.float64).to(DEVICE, dtype)
+
+    sources = [random(batch, n, d) for n in sizes]
+    sources[-1] = random(sizes[-1], batch, d + 4)[:, :, :d].transpose(0, 1)
+    places = [random(n, d) for n in sizes] if positions else []
+    w1 = random(sum(hidden), d, dtype=acc) / d**0.5
+    w2 = [random(n, h) / h**0.5 for n, h in zip(k, hidden, strict=True)]
+    carried = (random(sum(k), batch, d).transpose(0, 1), random(batch, sum(k), dtype=acc)) if carry else (None, None)
+    return (
+        sources,
+        places,
+        w1 - w1.mean(dim=-1, keepdim=True),
+        random(sum(hidden), dtype=acc),
+        w2,
+        [random(n) for n in k],
+        *carried,
+    )
+
+
+def to_device(params):
+    return type(params)(*[None if p is None else p.detach().to(DEVICE).requires_grad_() for p in params])
+
+
+CASES = [  # B, tokens of each source, d, hidden, k, positions, carry
+    (2, [5], 12, [8], [3], False, False),
+    (1, [1], 4, [2], [1], False, False),
+    (2, [5, 20, 3], 40, [8], [3], True, True),
+    (1, [33, 17], 70, [16, 8], [5, 12], False, True),
+    (2, [40], 64, [64], [32], True, False),
+    (1, [1, 1, 1], 33, [5], [17], True, False),
+]
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=needs_interpreter), torch.float32])
+@pytest.mark.parametrize("case", CASES)
+def test_kernels_equal_the_eager_path(case, dtype):
+    args = arguments(*case, dtype)
+    rtol = 1e-12 if dtype == torch.float64 else 1e-5
+    expected = eager.summary_forward(*args)
+    for name, ours, theirs in zip(
+        ("out", "lse", "hidden"), triton_launch.summary_forward(*args), expected, strict=True
+    ):
+        assert_close(name, ours, theirs, rtol=rtol)
+    out, lse, _ = expected
+    saved = torch.randn_like(out), torch.randn_like(lse), *expected, *args, [True] * len(case[1])
+    pairs = zip(triton_launch.summary_backward(*saved), eager.summary_backward(*saved), strict=True)
+    for i, (ours, theirs) in enumerate(pairs):
+        assert ours.dtype == theirs.dtype
+        assert_close(f"gradient {i} {list(theirs.shape)}", ours, theirs, rtol=10 * rtol)
+
+
+def test_unwanted_source_gradients_are_not_computed():
+    args = arguments(2, [5, 6, 7], 16, [4], [3], False, False, torch.float32)
+    saved = triton_launch.summary_forward(*args)
+    seeds = torch.randn_like(saved[0]), torch.randn_like(saved[1])
+    everything = triton_launch.summary_backward(*seeds, *saved, *args, [True, True, True])
+    some = triton_launch.summary_backward(*seeds, *saved, *args, [False, True, False])
+    for ours, theirs in zip(some, [everything[1], *everything[3:]], strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_backward_is_bitwise_deterministic():
+    args = arguments(2, [40, 9], 32, [8], [5], True, True, torch.float32)
+    saved = triton_launch.summary_forward(*args)
+    seeds = torch.randn_like(saved[0]), torch.randn_like(saved[1])
+    first, second = (triton_launch.summary_backward(*seeds, *saved, *args, [True, True]) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_nothing_is_read_around_the_tokens_and_nothing_left_unwritten(monkeypatch):
+    """Sources lie in NaN, and fresh memory holds NaN."""
+    B, s, n, d, k = 2, 5, 18, 20, 3
+    around = torch.full((B, s + n + 8, d + 8), float("nan"), device=DEVICE)
+    memory, inputs = around[:, 2 : 2 + s, 4 : 4 + d], around[:, 4 + s : 4 + s + n, 4 : 4 + d]
+    memory.normal_()
+    inputs.normal_()
+    new_empty = torch.Tensor.new_empty
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: new_empty(*args, **kwargs).fill_(torch.nan))
+    params = convert(token_learner_params(d, k), torch.float32)
+    params = to_device(params)
+    inputs = inputs.requires_grad_()
+    out = ttm_read(memory, inputs, params, backend="triton")
+    for grad in (out, *torch.autograd.grad(out.sum(), [inputs, *leaves(params)])):
+        assert torch.isfinite(grad).all()
+
+
+@needs_interpreter
+def test_gradcheck():
+    memory, inputs, outputs = (torch.randn(1, n, 5, dtype=torch.float64, requires_grad=True) for n in (2, 3, 2))
+    params = token_learner_params(5, 2, positions=7, hidden=3)
+
+    def write(memory, outputs, inputs, *_):
+        return ttm_write(memory, outputs, inputs, params, backend="triton")
+
+    assert torch.autograd.gradcheck(write, (memory, outputs, inputs, *leaves(params)), fast_mode=True)
+
+
+@pytest.mark.parametrize("positions", [False, True])
+def test_scan_and_steps_through_the_kernels(positions):
+    B, T, s, n, r, d = 1, 2, 5, 18, 3, 24
+    memory, inputs = torch.randn(B, s, d, device=DEVICE), torch.randn(B, T, n, d, device=DEVICE)
+    read = token_learner_params(d, r, positions=(s + n) * positions, hidden=8, dtype=torch.float32)
+    write = token_learner_params(d, s, positions=(s + n + r) * positions, hidden=8, dtype=torch.float32)
+    read, write = (
+        type(p)(*[t if t is None else t.detach().to(DEVICE).requires_grad_() for t in p]) for p in (read, write)
+    )
+    inputs.requires_grad_()
+    results = []
+    for backend, form in (("triton", "parallel"), ("triton", "stepwise"), ("reference", "auto")):
+        outputs, last = ttm_scan(memory, inputs, read, torch.tanh, write, form=form, backend=backend)
+        wanted = leaves(inputs, read, write)
+        results.append([outputs, last, *torch.autograd.grad(outputs.sin().sum() + last.sin().sum(), wanted)])
+    largest = max(b.abs().max().item() for b in results[2])
+    for ours in results[:2]:
+        for i, (a, b) in enumerate(zip(ours, results[2], strict=True)):
+            allowed = 2e-5 * max(b.abs().max().item(), 0.05 * largest)
+            assert (a - b).abs().max().item() <= allowed, f"result {i} {list(b.shape)}"
+    state = memory
+    for t in range(T):
+        out, state = ttm_step(state, inputs[:, t], read, torch.tanh, write, backend="triton")
+        assert_close(f"output {t}", out, results[2][0][:, t])
+    assert_close("memory", state, results[2][1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16])
+def test_low_precision_stays_within_the_budget_of_plain_pytorch(dtype):
+    B, s, n, r, d = 1, 24, 40, 8, 64
+    memory, inputs = torch.randn(B, s, d, requires_grad=True), torch.randn(B, n, d, requires_grad=True)
+    low = [convert(v, dtype) for v in (memory, inputs, token_learner_params(d, r, positions=s + n))]
+    exact = [convert(v, torch.float64) for v in low]
+    cotangent = torch.randn(B, r, d, dtype=torch.float64)
+    results = []
+    for args, backend in ((low, "triton"), (low, "reference"), (exact, "reference")):
+        out = ttm_read(*args, backend=backend)
+        results.append([out, *torch.autograd.grad(out, leaves(*args), cotangent.to(out.dtype))])
+    largest = max(true.abs().max().item() for true in results[2])
+    for i, (ours, plain, true) in enumerate(zip(*results, strict=True)):
+        if true.abs().max() < 1e-9:  # a bias that the softmax forgets: nothing but rounding on either side
+            assert ours.abs().max() < 2 * torch.finfo(dtype).eps * largest
+        else:
+            assert_within_budget(f"result {i} {list(true.shape)}", ours, plain, true)
+
+
+def test_the_choice_is_seen_and_refusals_say_why():
+    memory = torch.randn(1, 4, 8)
+    wide = token_learner_params(8, 129, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"at most 128 summary tokens, there are 129"):
+        ttm_read(memory, memory, wide, backend="triton")
+    from mirasol.kernels import MeanPoolParams
+
+    with pytest.raises(ValueError, match="MeanPoolParams is made of library matrix products"):
+        ttm_read(memory, memory, MeanPoolParams(2), backend="triton")
+    if DEVICE == "cpu":
+        with pytest.raises(ValueError, match="bfloat16"):
+            ttm_read(
+                memory.bfloat16(),
+                memory.bfloat16(),
+                convert(token_learner_params(8, 2), torch.bfloat16),
+                backend="triton",
+            )
+
+
+@given(st.integers(1, 128), st.integers(1, 128), st.integers(1, 2048), st.sampled_from([2, 4]))
+@settings(max_examples=60, deadline=None)
+def test_tiles_cover_the_shape(k, hidden, d, itemsize):
+    for target in (HOPPER, INTERPRETER):
+        tiles = configs.tiles(k, hidden, d, itemsize, target)
+        assert tiles.rows >= k
+        assert tiles.hidden >= hidden
+        for tile in (tiles.hidden_layer, tiles.pool, tiles.scores, tiles.tokens, tiles.weights):
+            assert tile.tokens & (tile.tokens - 1) == 0
+            assert tile.columns & (tile.columns - 1) == 0
+
+
+@given(st.integers(1, 10000), st.integers(1, 10000))
+def test_splits_leave_no_part_without_work(programs, work):
+    parts = configs.splits(programs, work, HOPPER)
+    assert 1 <= parts <= min(work, 64)
+    assert parts & (parts - 1) == 0
+    assert parts == 1 or programs * parts // 2 < configs.WAVES * HOPPER.multiprocessors
