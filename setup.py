@@ -99,7 +99,7 @@ class BuildNative(build_ext):
         objects = [("tubes_cpu.cpp", "baseline", "-DMIRASOL_ISA=baseline"), ("tubes_rehearse.cpp", "rehearse", "")]
         objects.append(("bind_native.cpp", "bind", self.binding()))
         if X86:
-            objects.append(("tubes_cpu.cpp", "avx2", "-mavx2 -DMIRASOL_ISA=avx2"))
+            objects.append(("tubes_cpu.cpp", "avx2", "-mavx2 -mf16c -DMIRASOL_ISA=avx2"))
         for openmp in (["-fopenmp"], []):
             flags = CXX_FLAGS + openmp
             try:

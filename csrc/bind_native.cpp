@@ -31,6 +31,7 @@ std::vector<Path> paths() {
   std::vector<Path> able;
 #ifdef MIRASOL_WITH_AVX2
   __builtin_cpu_init();
+  // Every processor with AVX2 has F16C, which not every compiler knows how to ask for.
   if (__builtin_cpu_supports("avx2")) able.push_back({"avx2", avx2::extract, avx2::scatter});
 #endif
   able.push_back({"baseline", baseline::extract, baseline::scatter});

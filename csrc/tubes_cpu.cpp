@@ -2,10 +2,15 @@
 // never contracted with sums, so that every instruction set, the GPU and PyTorch itself round alike.
 #include "tubes_cpu.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
 #include <type_traits>
+
+#ifdef __SSE2__
+#include <immintrin.h>
+#endif
 
 #include "numbers.h"
 
@@ -19,7 +24,8 @@ using Compute = std::conditional_t<std::is_same_v<A, double> || std::is_same_v<B
 // How a row of pixels lies in memory. Packed: three channels beside each other. Planar: each channel beside itself.
 enum class Layout { kPacked, kPlanar, kStrided };
 
-constexpr int64_t kBuffer = 4096;  // elements
+constexpr int64_t kBuffer = 8192;       // elements
+constexpr int64_t kAround = 24 << 20;  // bytes of tokens that no cache will keep until they are read
 
 Layout layout_of(const Clip& clip) {
   if (clip.stride[4] == 1 && clip.stride[3] == kChannels) return Layout::kPacked;
@@ -46,29 +52,83 @@ struct Factors {
   }
 };
 
+template <class In, class Out>
+MIRASOL_HD void convert_all(const In* __restrict in, Out* __restrict out, int n) {
+  for (int i = 0; i < n; ++i) out[i] = convert<Out>(in[i]);
+}
+
+#ifdef __F16C__
+MIRASOL_HD void convert_all(const float* __restrict in, Half* __restrict out, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    const __m128i made = _mm256_cvtps_ph(_mm256_loadu_ps(in + i), _MM_FROUND_TO_NEAREST_INT);
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + i), made);
+  }
+  for (; i < n; ++i) out[i] = convert<Half>(in[i]);
+}
+
+MIRASOL_HD void convert_all(const Half* __restrict in, float* __restrict out, int n) {
+  int i = 0;
+  for (; i + 8 <= n; i += 8) {
+    _mm256_storeu_ps(out + i, _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(in + i))));
+  }
+  for (; i < n; ++i) out[i] = convert<float>(in[i]);
+}
+#endif
+
 // Normalises and converts up to a period of elements; `n` is a constant wherever it matters. Half precision takes a loop
 // of its own before or behind, because compilers do not vectorise its conversion together with the rest.
 template <class In, class Out, class C>
 MIRASOL_HD void normalise_stretch(const In* __restrict in, Out* __restrict out, const Factors<C>& by, int n) {
   if constexpr (std::is_same_v<In, Half>) {
     C pixels[Factors<C>::kPeriod];
-    for (int i = 0; i < n; ++i) pixels[i] = convert<C>(in[i]);
+    convert_all(in, pixels, n);
     normalise_stretch(pixels, out, by, n);
   } else if constexpr (std::is_same_v<Out, Half>) {
     C elements[Factors<C>::kPeriod];
     normalise_stretch(in, elements, by, n);
-    for (int i = 0; i < n; ++i) out[i] = convert<Half>(elements[i]);
+    convert_all(elements, out, n);
+  } else if constexpr (std::is_same_v<In, uint8_t> && std::is_same_v<Out, Bfloat>) {
+#pragma omp simd
+    for (int i = 0; i < n; ++i) out[i] = round_number(convert<C>(in[i]) * by.scale[i] + by.shift[i]);
   } else {
 #pragma omp simd
     for (int i = 0; i < n; ++i) out[i] = convert<Out>(convert<C>(in[i]) * by.scale[i] + by.shift[i]);
   }
 }
 
+// Writes past the caches, which would otherwise first read what is overwritten. `to` is aligned to 16 bytes.
+template <class T, int N>
+MIRASOL_HD void write_around(const T (&from)[N], T* to) {
+#ifdef __SSE2__
+  static_assert(N * sizeof(T) % sizeof(__m128i) == 0);
+  for (size_t i = 0; i < N * sizeof(T) / sizeof(__m128i); ++i) {
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to) + i, _mm_load_si128(reinterpret_cast<const __m128i*>(from) + i));
+  }
+#else
+  std::memcpy(to, from, sizeof(from));
+#endif
+}
+
+// Ends a thread's writes around the caches.
+MIRASOL_HD void settle() {
+#ifdef __SSE2__
+  _mm_sfence();
+#endif
+}
+
 // Normalises and converts `n` elements in the order of a token, the first of them of channel 0.
 template <class In, class Out, class C>
-void normalise(const In* __restrict in, Out* __restrict out, const Factors<C>& by, int64_t n) {
+void normalise(const In* __restrict in, Out* __restrict out, const Factors<C>& by, int64_t n, bool around) {
   constexpr int period = Factors<C>::kPeriod;
   int64_t i = 0;
+  if (around && reinterpret_cast<uintptr_t>(out) % 16 == 0) {
+    for (; i + period <= n; i += period) {
+      alignas(64) Out made[period];
+      normalise_stretch(in + i, made, by, period);
+      write_around(made, out + i);
+    }
+  }
   for (; i + period <= n; i += period) normalise_stretch(in + i, out + i, by, period);
   normalise_stretch(in + i, out + i, by, static_cast<int>(n - i));
 }
@@ -89,26 +149,39 @@ inline void copy_row(const In* __restrict in, In* __restrict out, const Clip& cl
   }
 }
 
-// Copies the rows [first, last) of a token, counted through its frames.
-template <Layout layout, int Width, class In>
-void copy_rows(const In* in, In* out, const Tube& tube, const Clip& clip, uint32_t first, uint32_t last) {
-  const int width = static_cast<int>(tube.kernel[2]);
-  for (uint32_t row = first; row < last; ++row) {
-    uint32_t t = row;
-    const uint32_t h = tube.by_plane.split(t);
-    copy_row<layout, Width>(in + inside(clip, {t, h, 0}), out, clip, width);
-    out += width * kChannels;
+// A row of tokens and one frame of each: the clip is read along its rows, in which the tokens lie side by side, and what
+// was read passes through a buffer of the nearest cache, where every token's part lies in one piece.
+template <Layout layout, int Width, class In, class Out, class C>
+void cut_frame(const In* frame, Out* out, In* buffer, const Tube& tube, const Clip& clip, const Factors<C>& by,
+               bool around) {
+  const int64_t row = int64_t{tube.kernel[2]} * kChannels, step = tube.stride[2] * clip.stride[3];
+  const int64_t rows = std::max<int64_t>(1, std::min<int64_t>(tube.kernel[1], kBuffer / row));
+  const int64_t tokens = std::max<int64_t>(1, std::min<int64_t>(tube.grid[2], kBuffer / (row * rows)));
+  for (int64_t h = 0; h < tube.kernel[1]; h += rows) {
+    const int64_t high = std::min(rows, tube.kernel[1] - h);
+    for (int64_t w = 0; w < tube.grid[2]; w += tokens) {
+      const int64_t wide = std::min(tokens, tube.grid[2] - w);
+      for (int64_t i = 0; i < high; ++i) {
+        const In* from = frame + (h + i) * clip.stride[2] + w * step;
+        for (int64_t j = 0; j < wide; ++j) {
+          copy_row<layout, Width>(from + j * step, buffer + (j * high + i) * row, clip, static_cast<int>(tube.kernel[2]));
+        }
+      }
+      for (int64_t j = 0; j < wide; ++j) {
+        normalise(buffer + j * high * row, out + (w + j) * tube.elements() + h * row, by, high * row, around);
+      }
+    }
   }
 }
 
-template <Layout layout, class In>
-auto pick_copy(uint32_t width) {
+template <Layout layout, class In, class Out, class C>
+auto pick_cut(uint32_t width) {
   switch (width) {
-    case 4: return copy_rows<layout, 4, In>;
-    case 8: return copy_rows<layout, 8, In>;
-    case 12: return copy_rows<layout, 12, In>;
-    case 16: return copy_rows<layout, 16, In>;
-    default: return copy_rows<layout, 0, In>;
+    case 4: return cut_frame<layout, 4, In, Out, C>;
+    case 8: return cut_frame<layout, 8, In, Out, C>;
+    case 12: return cut_frame<layout, 12, In, Out, C>;
+    case 16: return cut_frame<layout, 16, In, Out, C>;
+    default: return cut_frame<layout, 0, In, Out, C>;
   }
 }
 
@@ -119,27 +192,24 @@ void extract(const Clip& clip, const std::vector<Tube>& tubes, const Affine& aff
   const Factors<C> by(affine);
   int64_t elements = 0;
   for (const Tube& tube : tubes) elements += clip.size[0] * tube.tokens() * tube.elements();
+  const bool around = elements * static_cast<int64_t>(sizeof(Out)) > kAround;
 #pragma omp parallel num_threads(team(elements, threads))
   for (size_t i = 0; i < tubes.size(); ++i) {
     const Tube& tube = tubes[i];
-    const int64_t count = clip.size[0] * tube.tokens(), row = int64_t{tube.kernel[2]} * kChannels;
-    const uint32_t rows = tube.kernel[0] * tube.kernel[1];
-    const auto copy = pick_copy<layout, In>(tube.kernel[2]);
-    // A part of a token passes through a buffer that stays in the nearest cache.
-    const uint32_t most = row < kBuffer ? static_cast<uint32_t>(kBuffer / row) : 1;
-    const std::unique_ptr<In[]> buffer(new In[most * row]);
+    const int64_t row = int64_t{tube.kernel[2]} * kChannels, frame = row * tube.kernel[1];
+    const int64_t frames = clip.size[0] * tube.grid[0] * tube.grid[1] * tube.kernel[0];
+    const auto cut = pick_cut<layout, In, Out, C>(tube.kernel[2]);
+    const std::unique_ptr<In[]> buffer(new In[std::max(row, kBuffer)]);
     Out* out = static_cast<Out*>(tokens[i]);
 #pragma omp for schedule(static) nowait
-    for (int64_t n = 0; n < count; ++n) {
-      uint32_t b = static_cast<uint32_t>(n);
+    for (int64_t n = 0; n < frames; ++n) {
+      const int64_t t = n % tube.kernel[0], first = n / tube.kernel[0] * tube.grid[2];
+      uint32_t b = static_cast<uint32_t>(first);
       const Place at = tube.token(b);
-      const In* from = video + tube.origin(clip, b, at);
-      for (uint32_t first = 0; first < rows; first += most) {
-        const uint32_t last = rows - first < most ? rows : first + most;
-        copy(from, buffer.get(), tube, clip, first, last);
-        normalise(buffer.get(), out + n * tube.elements() + first * row, by, (last - first) * row);
-      }
+      const In* from = video + tube.origin(clip, b, at) + t * clip.stride[1];
+      cut(from, out + first * tube.elements() + t * frame, buffer.get(), tube, clip, by, around);
     }
+    settle();
   }
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
@@ -52,7 +53,7 @@ def extract_tubes(
     clip = channels_last(video)
     checked = check_tubes(tubes, *clip.shape[1:4])
     means, stds = _triple("mean", mean), _triple("std", std)
-    expect(all(s > 0 for s in stds), "std", "be positive in every channel", std)
+    expect(min(stds) > 0, "std", "be positive in every channel", std)
     if dtype not in FLOATS:
         raise TypeError(f"dtype must be float32, bfloat16, float16 or float64, was {dtype}")
     _check_backend(backend)
@@ -90,4 +91,6 @@ def _check_backend(backend: str) -> None:
 
 def _triple(name: str, values: Sequence[float]) -> list[float]:
     expect(len(values) == CHANNELS, name, "hold one number per channel (3)", values)
-    return [float(v) for v in values]
+    numbers = [float(v) for v in values]
+    expect(all(abs(n) < math.inf for n in numbers), name, "hold finite numbers", values)
+    return numbers

@@ -51,19 +51,20 @@ def as_tubes(tubes: Sequence[Tube]) -> tuple[Tube, ...]:
         ValueError: no tube at all, a kernel or stride below 1, an offset below 0.
     """
     expect(len(tubes) > 0, "tubes", "hold at least one Tube", tubes)
-    return tuple(_as_tube(f"tubes[{i}]", tube) for i, tube in enumerate(tubes))
+    return tuple([_as_tube(f"tubes[{i}]", tube) for i, tube in enumerate(tubes)])
 
 
 def tube_grid(tube: Tube, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """Tokens (nt, nh, nw) that a tube yields along time, height and width; 0 along an axis that is too short for it.
 
-    Along each axis: `(size - offset - kernel) // stride + 1`, the size of a convolution's output without padding, for a
-    clip of `frames` frames of `height` x `width` pixels.
+    Along each axis: `(size - offset - kernel) // stride + 1`, the size of a convolution's output without padding.
     """
-    return tuple(  # type: ignore[return-value]
-        (size - o - k) // s + 1 if size >= o + k else 0
-        for size, k, s, o in zip((frames, height, width), *tube, strict=True)
-    )
+    (kt, kh, kw), (st, sh, sw), (ot, oh, ow) = tube
+    return _fitting(frames - ot, kt, st), _fitting(height - oh, kh, sh), _fitting(width - ow, kw, sw)
+
+
+def _fitting(size: int, kernel: int, stride: int) -> int:
+    return (size - kernel) // stride + 1 if size >= kernel else 0
 
 
 def check_tubes(tubes: Sequence[Tube], frames: int, height: int, width: int) -> tuple[Tube, ...]:
@@ -82,13 +83,14 @@ def check_tubes(tubes: Sequence[Tube], frames: int, height: int, width: int) -> 
     sizes = (frames, height, width)
     for name, size in zip(("frames", "height", "width"), sizes, strict=True):
         expect_int(name, size)
-    for i, tube in enumerate(checked):
-        for axis, size, k, o in zip(_AXES, sizes, tube.kernel, tube.offset, strict=True):
+    for i, (kernel, stride, offset) in enumerate(checked):
+        for axis in range(3):
+            k, o, size = kernel[axis], offset[axis], sizes[axis]
             if size < o + k:
                 raise ValueError(
-                    f"tubes[{i}] must fit the clip, but yields no token: along {axis} it needs offset {o} + kernel {k} "
-                    f"= {o + k}, and the clip of frames x height x width = {frames} x {height} x {width} has {size}; "
-                    f"was {tuple(tube)}"
+                    f"tubes[{i}] must fit the clip, but yields no token: along {_AXES[axis]} it needs offset {o} "
+                    f"+ kernel {k} = {o + k}, and the clip of frames x height x width = {frames} x {height} x {width} "
+                    f"has {size}; was {(kernel, stride, offset)}"
                 )
     return checked
 
@@ -119,12 +121,32 @@ def tube_centres(tubes: Sequence[Tube], frames: int, height: int, width: int) ->
 
 
 def _as_tube(name: str, value: Any) -> Tube:
-    if isinstance(value, str) or not isinstance(value, Sequence) or len(value) not in (2, 3):
+    if not _well_formed(value):
+        _refuse(name, value)
+    return value if isinstance(value, Tube) else Tube(*(tuple(triple) for triple in value))
+
+
+def _well_formed(value: Any) -> bool:
+    """Whether `_refuse` has nothing to say; apart from it because every call of an operator asks."""
+    return (
+        isinstance(value, tuple | list)
+        and len(value) in (2, 3)
+        and all(
+            isinstance(triple, tuple | list) and len(triple) == 3 and all(_is_int(n) and n >= least for n in triple)
+            for triple, least in zip(value, (1, 1, 0), strict=False)
+        )
+    )
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
+
+
+def _refuse(name: str, value: Any) -> None:
+    if not isinstance(value, tuple | list) or len(value) not in (2, 3):
         raise TypeError(f"{name} must be a Tube(kernel, stride, offset), was {value!r}")
-    tube = Tube(*value)
-    for field, triple, minimum in zip(Tube._fields, tube, (1, 1, 0), strict=True):
-        if isinstance(triple, str) or not isinstance(triple, Sequence) or len(triple) != 3:
+    for field, triple, least in zip(Tube._fields, value, (1, 1, 0), strict=False):
+        if not isinstance(triple, tuple | list) or len(triple) != 3:
             raise TypeError(f"{name}.{field} must be three ints (t, h, w), was {triple!r}")
         for axis, number in zip(_AXES, triple, strict=True):
-            expect_int(f"{name}.{field} along {axis}", number, minimum=minimum)
-    return Tube(*(tuple(triple) for triple in tube))  # type: ignore[arg-type]
+            expect_int(f"{name}.{field} along {axis}", number, minimum=least)

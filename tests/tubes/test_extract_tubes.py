@@ -257,6 +257,7 @@ REFUSED = {
     "not a tensor": (lambda: [1, 2], {}, TypeError, "video must be a torch.Tensor"),
     "mean of two": (lambda: clip(1, 4, 8, 8, 3), {"mean": (0.5, 0.5)}, ValueError, "mean must hold one number per"),
     "std of zero": (lambda: clip(1, 4, 8, 8, 3), {"std": (1, 0, 1)}, ValueError, "std must be positive"),
+    "mean of NaN": (lambda: clip(1, 4, 8, 8, 3), {"mean": (0, float("nan"), 0)}, ValueError, "mean must hold finite"),
     "dtype": (lambda: clip(1, 4, 8, 8, 3), {"dtype": torch.int32}, TypeError, "dtype must be float32"),
     "backend": (lambda: clip(1, 4, 8, 8, 3), {"backend": "cuda"}, ValueError, "backend must be one of auto, native"),
     "triton": (lambda: clip(1, 4, 8, 8, 3), {"backend": "triton"}, ValueError, "native code"),
