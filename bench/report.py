@@ -80,6 +80,10 @@ def comparison_table(title: str, rows: list[Row], notes: list[str] | None = None
         ("% of roof", lambda row: f"{row.roof_pct:.0f}" if row.roof_pct else ""),
         ("peak MiB", lambda row: number(row.peak_bytes / 2**20) if row.peak_bytes is not None else ""),
         ("build ms", lambda row: number(row.build_ms) if row.detail.get("show_build") and row.build_ms else ""),
+        (
+            "launches a chunk",
+            lambda row: number(launched) if (launched := row.detail.get("launches_per_chunk")) else "",
+        ),
         ("error", lambda row: f"{row.error:.0e}" if row.error is not None else ""),
     ]
     grid = [[cell(row) for _, cell in columns] for row in rows]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import cost
 from console import Table
-from harness import Comparison, Variant, Verdict, against, compare, compiled, three_modes
+from harness import Comparison, Variant, Verdict, against, compare, compiled, launches, three_modes
 from mirasol import Config, combiner
 from mirasol.kernels import TokenLearnerParams, ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.layers import ViT, init_weights
@@ -176,16 +176,14 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
     else:
         fast = compiled(f"{EAGER}, compiled", eager, graded, settings, wrap=lambda f: wrap(f, graded, grad))
     backends = ("triton", "torch") if settings.device.type == "cuda" else ("torch",)
-    return compare(
+    calls = {f"mirasol, {b}": partial(wrap, partial(work.ours, op, b), graded, grad) for b in backends}
+    calls[EAGER] = partial(wrap, eager, graded, grad)
+    rows = compare(
         Comparison(
             SUITE,
             f"{op} {shape.name}",
             [
-                *(
-                    Variant(f"mirasol, {b}", partial(wrap, partial(work.ours, op, b), graded, grad), role="ours")
-                    for b in backends
-                ),
-                Variant(EAGER, lambda: wrap(eager, graded, grad)),
+                *(Variant(name, make, role="peer" if name == EAGER else "ours") for name, make in calls.items()),
                 *fast,
             ],
             judge=against(expected(torch.float64, exact_work), expected(dtype, work)),
@@ -199,6 +197,11 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
         ),
         settings,
     )
+    if op == "scan" and settings.device.type == "cuda":
+        for row in rows:
+            if row.impl in calls and row.status == "ok":
+                row.detail["launches_per_chunk"] = launches(calls[row.impl]()) / shape.chunks
+    return rows
 
 
 def _used(op: str, mode: str) -> list[int]:

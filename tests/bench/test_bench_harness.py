@@ -56,6 +56,17 @@ def test_the_gate_names_the_problem(outputs, problem):
     assert problem in against([exact], [exact.float()])("", outputs).problem
 
 
+def test_a_result_that_is_zero_but_for_rounding_is_measured_by_the_others():
+    exact = [torch.randn(8, dtype=torch.float64), 1e-17 * torch.randn(8, dtype=torch.float64)]
+    judge = against(exact, [e.float() for e in exact])
+    assert judge("", [exact[0].float(), torch.full((8,), 1e-7)]).problem == ""
+    assert "exceeds" in judge("", [exact[0].float(), torch.full((8,), 1e-3)]).problem
+    small = [exact[0], 1e-3 * exact[0]]
+    assert (
+        "exceeds" in against(small, [e.float() for e in small])("", [small[0].float(), 1.01 * small[1].float()]).problem
+    )
+
+
 def test_low_precision_may_err_twice_as_much_as_plain_pytorch():
     exact = torch.randn(64, 64, dtype=torch.float64)
     plain = exact.bfloat16()
