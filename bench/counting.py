@@ -12,7 +12,7 @@ from mirasol import Config, Model
 TEXT_TOKENS = 64
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)
 def _model(config: Config) -> Model:
     with torch.device("meta"):
         return Model(config).eval()

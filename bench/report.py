@@ -134,11 +134,15 @@ def verdict(rows: list[Row]) -> str:
 
 
 def write_json(path: Path, run: dict[str, Any], rows: list[Row]) -> None:
-    """The whole run; written beside and moved into place, so that an interrupted write leaves the last good file."""
+    """The whole run, one line for each row, without what does not apply to a row.
+
+    Written beside and moved into place, so that an interrupted write leaves the last good file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    document = {"schema": SCHEMA, **run, "rows": [row.to_dict() for row in rows]}
+    head = json.dumps({"schema": SCHEMA, **run}, indent=1).removesuffix("\n}")
+    lines = [json.dumps({name: value for name, value in row.to_dict().items() if value is not None}) for row in rows]
     beside = path.with_name(path.name + ".part")
-    beside.write_text(json.dumps(document, indent=1) + "\n")
+    beside.write_text(f'{head},\n "rows": [\n' + ",\n".join(lines) + "\n ]\n}\n")
     os.replace(beside, path)
 
 

@@ -51,7 +51,10 @@ class Sweep:
         return {name: cost.model(config, chunks, TEXT_TOKENS).total for name, config in self.configs.items()}
 
     def rounds(self, frames: int) -> tuple[int, float]:
-        """How many rounds fit, and the predicted seconds of one; the lengths after this one keep two passes each."""
+        """How many rounds fit, and the predicted seconds of one.
+
+        The lengths after this one keep two passes each, but for a tenth of the time that is left.
+        """
         if self.rate is None:
             return MOST, 0.0
         once = sum(self.flops(frames).values()) / self.rate
@@ -59,7 +62,9 @@ class Sweep:
         left = self.deadline - time.perf_counter()
         if left < 2 * once:  # one pass is judged and measures memory, one is timed
             return 0, once
-        return max(1, int(min((left - later) / once - 1, MOST))), once
+        fitting = int(min((left - later) / once - 1, MOST))
+        cheap = (LEAST + 1) * once < 0.1 * left
+        return max(LEAST if cheap else 1, fitting), once
 
     def run(self, frames: int, settings: Settings) -> list[Row]:
         rounds, once = self.rounds(frames)
