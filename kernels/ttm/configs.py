@@ -57,16 +57,20 @@ def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target) -> Tiles:
     rows, width = padded(k, 64), padded(hidden, 64)
     if itemsize == 4:  # products of float32 by FMA: small tiles
         small = Tile(16, 32, 8, 1)
-        return Tiles(rows, width, Tile(32, 32, 8, 1), small, small, small, small)
+        return Tiles(rows, width, Tile(32, 32, 8, 1), small, Tile(16, 16, 8, 1), small, small)
     wide = min(128, padded(d, 64))
+    # the kernel with most registers: wider steps spill at J = 128, taller tiles before Hopper
+    scores = Tile(64, 32 if width > 64 else 64, 8 if max(rows, width) > 64 else 4, 2)
+    if target.arch < 90:
+        scores = Tile(32, 32, 8, 2)
     return Tiles(
         rows,
         width,
         hidden_layer=Tile(64, 64, 4, 3),
         pool=Tile(64, 64 if target.arch < 90 else wide, 8 if rows > 64 else 4, 2),
-        scores=Tile(64, 32 if width > 64 else 64, 8 if rows > 64 or width > 64 else 4, 2),  # 64 steps spill at J = 128
+        scores=scores,
         tokens=Tile(64, wide, 8, 1),
-        weights=Tile(64, wide, 8 if width > 64 else 4, 3),
+        weights=Tile(64, wide, 8 if max(rows, width) > 64 else 4, 3),
     )
 
 

@@ -16,7 +16,9 @@ from mirasol.kernels.ttm.triton_common import (
     dot,
     gelu,
     gelu_slope,
+    load_b2,
     load_tokens,
+    load_w2,
     pick,
     tile_of,
 )
@@ -51,10 +53,11 @@ def summary_bwd_rows_kernel(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def summary_bwd_scores_kernel(
-    a, b, c, places_a, places_b, places_c, hidden, b1, w2, b2, grad_out, lse, delta,
+    a, b, c, places_a, places_b, places_c, hidden, b1, w2_a, w2_b, b2_a, b2_b, grad_out, lse, delta,
     weights, grad_scores, grad_hidden, means, tilts, sums_b1, sums_b2,
     n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c, eps,
-    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
+    SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
     BP: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For one tile of tokens: softmax weights, gradients of scores and of the hidden layer (times 1 / deviation).
@@ -97,9 +100,9 @@ def summary_bwd_scores_kernel(
 
     place = (item * tokens + before + token)[:, None]
     h = tl.load(hidden + place * J + j[None, :], mask=inside[:, None] & own_j[None, :], other=0.0).to(ACC)
-    weights2 = tl.load(w2 + k[None, :] * J + j[:, None], mask=own_k[None, :] & own_j[:, None], other=0.0)  # [BJ, BR]
+    weights2 = load_w2(w2_a, w2_b, k[None, :], j[:, None], K, J, KA, JA)  # [BJ, BR]
     scores = dot(gelu(h).to(dtype), weights2, tl.zeros((BP, BR), ACC), PRECISION)
-    shift = tl.load(b2 + k, mask=own_k, other=0.0).to(ACC) - tl.load(lse + item * K + k, mask=own_k, other=0.0).to(ACC)
+    shift = load_b2(b2_a, b2_b, k, K, KA).to(ACC) - tl.load(lse + item * K + k, mask=own_k, other=0.0).to(ACC)
     softmax = tl.exp2((scores + shift[None, :]) * LOG2E)
     kept = inside[:, None] & own_k[None, :]
     softmax = tl.where(kept, softmax, 0.0)

@@ -68,6 +68,25 @@ def load_tokens(rows, places, columns, inside, D: tl.constexpr, BD: tl.constexpr
 
 
 @triton.jit
+def load_w2(w2_a, w2_b, k, j, K: tl.constexpr, J: tl.constexpr, KA: tl.constexpr, JA: tl.constexpr):
+    """Second layer at rows k and columns j (of any shape that broadcasts) of one summary, or of two side by side."""
+    weights = tl.load(w2_a + (k * JA + j), mask=(k < KA) & (j < JA), other=0.0)
+    if KA < K:
+        mask = (k >= KA) & (k < K) & (j >= JA) & (j < J)
+        weights += tl.load(w2_b + ((k - KA) * (J - JA) + (j - JA)), mask=mask, other=0.0)
+    return weights
+
+
+@triton.jit
+def load_b2(b2_a, b2_b, k, K: tl.constexpr, KA: tl.constexpr):
+    """Biases of the scores of one summary, or of two side by side."""
+    bias = tl.load(b2_a + k, mask=k < KA, other=0.0)
+    if KA < K:
+        bias += tl.load(b2_b + (k - KA), mask=(k >= KA) & (k < K), other=0.0)
+    return bias
+
+
+@triton.jit
 def sigmoid(x):
     """Without overflow on either side."""
     e = tl.exp(-tl.abs(x))

@@ -11,7 +11,18 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirasol.kernels.ttm.triton_common import LENGTHS, LN2, LOG2E, dot, gelu, load_tokens, pick, tile_of
+from mirasol.kernels.ttm.triton_common import (
+    LENGTHS,
+    LN2,
+    LOG2E,
+    dot,
+    gelu,
+    load_b2,
+    load_tokens,
+    load_w2,
+    pick,
+    tile_of,
+)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -59,11 +70,12 @@ def summary_hidden_fwd_kernel(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def summary_pool_fwd_kernel(
-    a, b, c, places_a, places_b, places_c, hidden, w2, b2, out, lse, carry_out, carry_lse, top_parts, sum_parts, parts,
+    a, b, c, places_a, places_b, places_c, hidden, w2_a, w2_b, b2_a, b2_b, out, lse, carry_out, carry_lse,
+    top_parts, sum_parts, parts,
     n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c,
     carry_batch, carry_row, carry_lse_batch, carry_lse_row,
-    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
-    CARRY: tl.constexpr, SPLITS: tl.constexpr,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
+    SOURCES: tl.constexpr, POSITIONS: tl.constexpr, CARRY: tl.constexpr, SPLITS: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Columns BD of the summary over one split of the tokens: softmax statistics and weighted sum, online."""
@@ -72,8 +84,8 @@ def summary_pool_fwd_kernel(
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
     k = tl.arange(0, BR)
     j = tl.arange(0, BJ)
-    weights = tl.load(w2 + k[:, None] * J + j[None, :], mask=(k < K)[:, None] & (j < J)[None, :], other=0.0)
-    bias = tl.load(b2 + k, mask=k < K, other=0.0).to(ACC)
+    weights = load_w2(w2_a, w2_b, k[:, None], j[None, :], K, J, KA, JA)  # [BR, BJ]
+    bias = load_b2(b2_a, b2_b, k, K, KA).to(ACC)
     top = tl.full((BR,), float("-inf"), ACC)
     total = tl.zeros((BR,), ACC)
     acc = tl.zeros((BR, BD), ACC)

@@ -36,8 +36,8 @@ class Call:
     places: list[torch.Tensor]
     w1: torch.Tensor  # [J, d] in the dtype of the tokens
     b1: torch.Tensor  # [J] in the precision of sums
-    w2: torch.Tensor  # [K, J], zero outside each summary's own part
-    b2: torch.Tensor  # [K]
+    w2: list[torch.Tensor]  # one or two of [k_i, J_i]
+    b2: list[torch.Tensor]  # [k_i]
     carry_out: torch.Tensor | None
     carry_lse: torch.Tensor | None
     tiles: Tiles
@@ -55,15 +55,16 @@ class Call:
     ) -> Call:
         """Strides are taken as they are; a last dimension that is not contiguous costs a copy of that tensor."""
         first = sources[0]
-        weights2 = w2[0].contiguous() if len(w2) == 1 else torch.block_diag(*w2)
+        if len(w2) > 2:
+            w2, b2 = [torch.block_diag(*w2)], [torch.cat(list(b2))]
         k, j = sum(w.shape[0] for w in w2), w1.shape[0]
         return Call(
             [v if v.stride(-1) == 1 else v.contiguous() for v in sources],
             [place.contiguous() for place in positions],
             w1.to(first.dtype).contiguous(),
             b1.contiguous(),
-            weights2.to(first.dtype),
-            b2[0].contiguous() if len(b2) == 1 else torch.cat(list(b2)),
+            [weight.contiguous() for weight in w2],
+            [bias.contiguous() for bias in b2],
             carry_out if carry_out is None or carry_out.stride(-1) == 1 else carry_out.contiguous(),
             carry_lse,
             tiles(k, j, first.shape[2], first.element_size(), target(first.device)),
@@ -77,7 +78,7 @@ class Call:
     def sizes(self) -> tuple[int, int, int, int, int]:
         """B, tokens of all sources, d, J, K."""
         batch, _, d = self.first.shape
-        return batch, sum(v.shape[1] for v in self.sources), d, self.w1.shape[0], self.w2.shape[0]
+        return batch, sum(v.shape[1] for v in self.sources), d, self.w1.shape[0], sum(w.shape[0] for w in self.w2)
 
     @property
     def acc(self) -> torch.dtype:
@@ -104,6 +105,14 @@ class Call:
         if self.carry_out is None or self.carry_lse is None:
             return 0, 0, 0, 0
         return self.carry_out.stride(0), self.carry_out.stride(1), *self.carry_lse.stride()
+
+    def second_layer(self) -> tuple[Any, ...]:
+        """w2_a, w2_b, b2_a, b2_b."""
+        return self.w2[0], _three(self.w2)[1], self.b2[0], _three(self.b2)[1]
+
+    def first_summary(self) -> dict[str, int]:
+        """How much of J and K belongs to the first of two summaries side by side."""
+        return dict(JA=self.w2[0].shape[1], KA=self.w2[0].shape[0])
 
     def constants(self) -> dict[str, Any]:
         """What all kernels that walk over tokens are compiled for."""
@@ -152,9 +161,9 @@ def _pool(call: Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
         rows = lse.new_empty(batch, parts, k, d)
     carry = dict(CARRY=call.carry_out is not None, SPLITS=parts, K=k)
     summary_pool_fwd_kernel[(blocks, parts, batch)](
-        *call.pointers(), hidden, call.w2, call.b2, out, lse, call.carry_out, call.carry_lse, tops, sums, rows,
+        *call.pointers(), hidden, *call.second_layer(), out, lse, call.carry_out, call.carry_lse, tops, sums, rows,
         *call.lengths(), tokens, steps, *call.strides(), *call.carry_strides(),
-        BP=tile.tokens, BD=tile.columns, BR=call.tiles.rows, **carry, **call.constants(),
+        BP=tile.tokens, BD=tile.columns, BR=call.tiles.rows, **carry, **call.first_summary(), **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if parts > 1:
@@ -246,10 +255,10 @@ def _scores_backward(
     )
     sums_b1, sums_b2 = lse.new_empty(batch, steps, j), lse.new_empty(batch, steps, k)
     summary_bwd_scores_kernel[(steps, batch)](
-        *call.pointers(), hidden, call.b1, call.w2, call.b2, grad_out, lse, delta,
+        *call.pointers(), hidden, call.b1, *call.second_layer(), grad_out, lse, delta,
         found.weights, found.grad_scores, found.grad_hidden, found.means, found.tilts, sums_b1, sums_b2,
         *call.lengths(), tokens, steps, *call.strides(), NORM_EPS,
-        K=k, BP=tile.tokens, BK=tile.columns, BR=call.tiles.rows, **call.constants(),
+        K=k, BP=tile.tokens, BK=tile.columns, BR=call.tiles.rows, **call.first_summary(), **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return found, sums_b1.sum(dim=(0, 1)), sums_b2.sum(dim=(0, 1))

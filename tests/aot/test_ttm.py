@@ -8,7 +8,6 @@ import torch
 from harness import SHARED_MEMORY, Kernel, compile_only, resources
 from mirasol.kernels import TokenLearnerParams, ttm_read, ttm_scan, ttm_write
 
-DTYPES = [torch.float16, torch.bfloat16]
 PRODUCTS = {
     "summary_hidden_fwd_kernel",
     "summary_pool_fwd_kernel",
@@ -18,11 +17,10 @@ PRODUCTS = {
     "summary_bwd_w2_kernel",
 }
 ROWS = {"summary_merge_fwd_kernel", "summary_bwd_rows_kernel"}
-SHAPES = [  # d, n, s, r
-    (768, 448, 96, 32),
-    (1024, 390, 96, 64),
-    (2048, 294, 128, 16),
-    (384, 1176, 96, 128),
+CASES = [  # d, n, s, r, dtype
+    (768, 448, 96, 32, torch.bfloat16),
+    (1024, 390, 96, 64, torch.float16),
+    (2048, 294, 128, 16, torch.bfloat16),
 ]
 
 
@@ -65,8 +63,7 @@ def check(kernel: Kernel, target: str) -> None:
             assert found.mma == 0, f"{where}: {found.mma} products on the older matrix instructions"
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("d", "n", "s", "r"), SHAPES)
+@pytest.mark.parametrize(("d", "n", "s", "r", "dtype"), CASES)
 def test_hopper(d, n, s, r, dtype):
     kernels = compiled("sm_90", d, n, s, r, dtype, positions=False)
     assert {k.name for k in kernels} >= PRODUCTS | {"summary_bwd_rows_kernel"}
@@ -89,7 +86,7 @@ def test_float32_on_hopper():
 def test_lengths_compile_nothing_new():
     names = []
     read = params(768, 32, 0, torch.bfloat16)
-    for n in (17, 294, 390, 448, 449, 539, 667, 1176):
+    for n in (17, 294, 448, 449, 667, 1176):
         memory, inputs = empty(2, 96, 768, dtype=torch.bfloat16), empty(2, n, 768, dtype=torch.bfloat16)
         with compile_only("sm_90") as kernels:
             ttm_read(memory, inputs, read, backend="triton").sum().backward()

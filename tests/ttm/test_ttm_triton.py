@@ -110,6 +110,33 @@ def test_nothing_is_read_around_the_tokens_and_nothing_left_unwritten(monkeypatc
         assert torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("carry", [False, True])
+def test_opcheck(carry):
+    args = arguments(2, [4, 5], 8, [2, 4], [1, 2], True, carry, torch.float32)
+    torch.library.opcheck(torch.ops.mirasol.ttm_summary.default, (*args, "triton"))
+    saved = torch.ops.mirasol.ttm_summary.default(*args, "triton")
+    seeds = torch.randn_like(saved[0]), torch.randn_like(saved[1])
+    backward = torch.ops.mirasol.ttm_summary_backward.default
+    torch.library.opcheck(backward, (*seeds, *saved, *args, [True, False], "triton"))
+
+
+def test_compiles_whole():
+    memory, inputs = torch.randn(1, 3, 16, device=DEVICE), torch.randn(1, 5, 16, device=DEVICE, requires_grad=True)
+    params = to_device(token_learner_params(16, 2, hidden=4, dtype=torch.float32))
+
+    def read(memory, inputs, params):
+        return ttm_read(memory, inputs, params, backend="triton")
+
+    torch._dynamo.reset()
+    compiled = torch.compile(read, fullgraph=True, backend="aot_eager")
+    ours, expected = compiled(memory, inputs, params), read(memory, inputs, params)
+    assert_close("compiled", ours, expected)
+    wanted = leaves(inputs, params)[:-1]  # without b2, whose gradient is nothing but rounding
+    pairs = zip(torch.autograd.grad(ours.sum(), wanted), torch.autograd.grad(expected.sum(), wanted), strict=True)
+    for a, b in pairs:
+        assert_close("gradient", a, b)
+
+
 @needs_interpreter
 def test_gradcheck():
     memory, inputs, outputs = (torch.randn(1, n, 5, dtype=torch.float64, requires_grad=True) for n in (2, 3, 2))
