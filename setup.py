@@ -17,7 +17,6 @@ import sys
 import sysconfig
 from pathlib import Path
 
-import pybind11
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -123,6 +122,10 @@ class BuildNative(build_ext):
 
     def binding(self) -> str:
         """Flags of the one file per module that knows Python."""
+        try:
+            import pybind11
+        except ImportError as error:
+            raise Missing("pybind11 is not installed (a build without isolation needs pybind11 and ninja)") from error
         include = [pybind11.get_include(), sysconfig.get_path("include")]
         return " ".join([*(shlex.quote(f"-I{path}") for path in include), *(["-DMIRASOL_WITH_AVX2"] if X86 else [])])
 

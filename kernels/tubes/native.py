@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -53,6 +54,13 @@ def build_info() -> dict[str, dict[str, Any]]:
             entry["isa"] = module.instruction_sets[0]
         info[device] = entry
     return info
+
+
+@functools.cache
+def tell_missing(device: str) -> None:
+    """Say once, on stderr unless logging is set up otherwise, that native code could serve a device and is missing."""
+    if device in _MODULES and (why := _load(_MODULES[device])[1]):
+        logging.getLogger("mirasol").warning("extract_tubes uses plain PyTorch, which is several times slower: %s", why)
 
 
 def refusals(tensor: torch.Tensor, dtype: torch.dtype, tubes: int) -> list[str]:

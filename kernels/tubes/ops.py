@@ -26,6 +26,8 @@ def _choose_native(backend: str, tensor: torch.Tensor, dtype: torch.dtype, numbe
     refusals = native.refusals(tensor, dtype, len(numbers) // 9)
     if backend == "native" and refusals:
         raise ValueError('extract_tubes cannot run with backend="native": ' + " ".join(refusals))
+    if refusals:
+        native.tell_missing(tensor.device.type)
     return not refusals
 
 

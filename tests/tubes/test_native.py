@@ -230,11 +230,26 @@ def test_build_info_says_what_is_built():
         assert entry["available"] or entry["why"]
 
 
-def test_a_missing_module_is_replaced_and_its_reason_told(monkeypatch):
+def test_a_missing_module_is_replaced_and_its_reason_told(monkeypatch, caplog):
     video, kwargs = clip(1, 9, 20, 24, 3), {"mean": (0.5,) * 3, "std": (0.2,) * 3}
     expected = extract_tubes(video, ODD[:3], backend="native", **kwargs)
     monkeypatch.setattr(native, "_load", lambda name: (None, "no C++ compiler was found"))
-    for out, ref in zip(extract_tubes(video, ODD[:3], **kwargs), expected, strict=True):
-        assert torch.equal(out, ref)
+    native.tell_missing.cache_clear()
+    for _ in range(2):
+        for out, ref in zip(extract_tubes(video, ODD[:3], **kwargs), expected, strict=True):
+            assert torch.equal(out, ref)
+    (line,) = caplog.messages
+    assert line.endswith("several times slower: no C++ compiler was found")
     with pytest.raises(ValueError, match='cannot run with backend="native": no C\\+\\+ compiler was found'):
         extract_tubes(video, ODD[:3], backend="native", **kwargs)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU answers")
+def test_what_cuda_says_reaches_the_caller():
+    cuda, why = native._load("_cuda")
+    if cuda is None:
+        assert why
+        return
+    call, _tokens = arguments(clip(1, 9, 20, 24, 3), ODD[:1], torch.float32)
+    with pytest.raises(RuntimeError, match=r"CUDA: .* \(cudaError"):
+        cuda.extract(*call, 0, 0)
