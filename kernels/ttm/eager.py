@@ -27,7 +27,7 @@ def summary_forward(
     b2: Sequence[torch.Tensor],
     carry_out: torch.Tensor | None,
     carry_lse: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes and meaning as in `ops.ttm_summary`."""
     first = sources[0]
     dtype, acc = first.dtype, accumulate_dtype(first.dtype)
@@ -37,6 +37,7 @@ def summary_forward(
     out = first.new_empty(batch, k, d)
     lse = first.new_empty(batch, k, dtype=acc)
     hidden = first.new_empty(batch, tokens, w1.shape[0])
+    kept = first.new_empty(batch, tokens, k)
     weights_t, bias = w1.to(dtype).t(), b1.to(dtype)
     for b in _blocks(first, tokens):
         values = [_tokens(v, positions, i, b) for i, v in enumerate(sources)]
@@ -53,13 +54,13 @@ def summary_forward(
             carried = (carry_lse[b] - top).exp_()
             total += carried
         lse[b] = total.log().add_(top)
-        weights = weights.div_(total[:, None]).to(dtype)
+        weights = kept[b].copy_(weights.div_(total[:, None]))
         block = out[b]
         for i, (v, span) in enumerate(zip(values, spans, strict=True)):
             block.baddbmm_(weights[:, span].transpose(1, 2), v, beta=1 if i else 0)
         if carried is not None and carry_out is not None:
             block.addcmul_(carry_out[b], (carried / total)[..., None].to(dtype))
-    return out, lse, hidden
+    return out, lse, hidden, kept
 
 
 def summary_backward(
@@ -68,6 +69,7 @@ def summary_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     hidden: torch.Tensor,
+    weights: torch.Tensor,
     sources: Sequence[torch.Tensor],
     positions: Sequence[torch.Tensor],
     w1: torch.Tensor,
@@ -96,11 +98,9 @@ def summary_backward(
         values = [_tokens(v, positions, i, b) for i, v in enumerate(sources)]
         h = hidden[b]
         g = torch.nn.functional.gelu(h, approximate="tanh")
-        weights = _scores(g, w2, b2).to(acc).sub_(lse[b][:, None]).exp_()
         reach = [torch.bmm(v, grad_out[b].transpose(1, 2)) for v in values]
         grad_scores = (reach[0] if len(reach) == 1 else torch.cat(reach, dim=1)).to(acc)
-        grad_scores = grad_scores.sub_(delta[b][:, None]).mul_(weights)
-        weights = weights.to(dtype)
+        grad_scores = grad_scores.sub_(delta[b][:, None]).mul_(weights[b])
         grad_h = torch.ops.aten.gelu_backward(
             _scores_backward(grad_scores, g, w2, grad_w2, grad_b2), h, approximate="tanh"
         )
@@ -115,7 +115,7 @@ def summary_backward(
             scaled = (rows * rstd).to(dtype)
             tilt = (drift[:, span].reshape(-1, 1) * rstd).to(dtype)
             grad_v = grad_sources[i][b]
-            torch.bmm(weights[:, span], grad_out[b], out=grad_v)
+            torch.bmm(weights[b, span], grad_out[b], out=grad_v)
             grad_v.view(-1, d).addmm_(scaled, weights1).addcmul_(normed, tilt, value=-1)
     grads = [grad for grad, wanted in zip(grad_sources, source_grads, strict=True) if wanted]
     grads += [grad.sum(dim=0) for grad, _ in zip(grad_sources, positions, strict=False)]

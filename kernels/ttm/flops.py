@@ -23,16 +23,25 @@ def summary_flops(batch: int, tokens: int, d: int, hidden: Sequence[int], k: Seq
 
 
 def summary_backward_flops(
-    batch: int, tokens: int, d: int, hidden: Sequence[int], k: Sequence[int], tokens_with_grad: int | None = None
+    batch: int,
+    tokens: int,
+    d: int,
+    hidden: Sequence[int],
+    k: Sequence[int],
+    tokens_with_grad: int | None = None,
+    scores_again: bool = False,
 ) -> int:
-    """Backward of `summary_flops`: the scores are computed again from the saved hidden layer.
+    """Backward of `summary_flops`.
 
     Args:
         batch, tokens, d, hidden, k: as there; gradients of scores and weights are taken for all tokens.
         tokens_with_grad: tokens that need a gradient themselves; None: all.
+        scores_again: whether scores are computed again from the hidden layer, as the Triton kernels do; the `torch`
+            backend keeps the weights.
     """
     with_grad = tokens if tokens_with_grad is None else tokens_with_grad
-    for_all = sum(n * d + 3 * h * n + h * d for h, n in zip(hidden, k, strict=True))
+    products = 3 if scores_again else 2
+    for_all = sum(n * d + products * h * n + h * d for h, n in zip(hidden, k, strict=True))
     for_tokens = sum(n * d + h * d for h, n in zip(hidden, k, strict=True))
     return 2 * batch * (tokens * for_all + with_grad * for_tokens)
 

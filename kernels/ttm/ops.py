@@ -35,7 +35,8 @@ def _forward_fake(sources, positions, w1, b1, w2, b2, carry_out, carry_lse, back
     tokens = sum(v.shape[1] for v in sources)
     out = first.new_empty(batch, k, d)
     lse = first.new_empty(batch, k, dtype=accumulate_dtype(first.dtype))
-    return out, lse, first.new_empty(batch, tokens, w1.shape[0])
+    hidden = first.new_empty(batch, tokens, w1.shape[0])
+    return out, lse, hidden, first.new_empty(batch, 0 if backend == "triton" else tokens, k)
 
 
 def _forward_flops(sources, positions, w1, b1, w2, b2, *args: Any, **kwargs: Any) -> int:
@@ -45,15 +46,13 @@ def _forward_flops(sources, positions, w1, b1, w2, b2, *args: Any, **kwargs: Any
 
 
 @torch.no_grad()
-def _backward(grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, *rest: Any) -> Any:
-    carry_out, carry_lse, source_grads, backend = rest
-    return _implementation(backend).summary_backward(
-        grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, carry_out, carry_lse, source_grads
-    )
+def _backward(grad_out, grad_lse, out, lse, hidden, weights, *rest: Any) -> Any:
+    *arguments, backend = rest
+    return _implementation(backend).summary_backward(grad_out, grad_lse, out, lse, hidden, weights, *arguments)
 
 
-def _backward_fake(grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, *rest: Any) -> Any:
-    carry_out, carry_lse, source_grads, _ = rest
+def _backward_fake(grad_out, grad_lse, out, lse, hidden, weights, *rest: Any) -> Any:
+    sources, positions, w1, b1, w2, b2, carry_out, carry_lse, source_grads, _ = rest
     shaped = [v for v, wanted in zip(sources, source_grads, strict=True) if wanted]
     shaped += [*positions, w1, b1, *w2, *b2]
     if carry_out is not None:
@@ -61,12 +60,13 @@ def _backward_fake(grad_out, grad_lse, out, lse, hidden, sources, positions, w1,
     return [t.new_empty(t.shape) for t in shaped]
 
 
-def _backward_flops(grad_out, grad_lse, out, lse, hidden, sources, positions, w1, b1, w2, b2, *rest, **kwargs) -> int:
-    source_grads = rest[2]
+def _backward_flops(grad_out, grad_lse, out, lse, hidden, weights, *rest: Any, **kwargs: Any) -> int:
+    sources, positions, _, _, w2, _, _, _, source_grads, backend = rest
     tokens = sum(v.shape[1] for v in sources)
     wanted = sum(v.shape[1] for v, grad in zip(sources, source_grads, strict=True) if grad or positions)
     batch, _, d = sources[0].shape
-    return summary_backward_flops(batch, tokens, d, [w.shape[1] for w in w2], [w.shape[0] for w in w2], wanted)
+    hidden_sizes, k = [w.shape[1] for w in w2], [w.shape[0] for w in w2]
+    return summary_backward_flops(batch, tokens, d, hidden_sizes, k, wanted, scores_again=backend == "triton")
 
 
 _ARGUMENTS = (
@@ -75,7 +75,7 @@ _ARGUMENTS = (
 )
 
 ttm_summary = define(
-    f"ttm_summary({_ARGUMENTS}, str backend) -> (Tensor, Tensor, Tensor)",
+    f"ttm_summary({_ARGUMENTS}, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
     impl=_forward,
     fake=_forward_fake,
     flops=_forward_flops,
@@ -86,11 +86,12 @@ Several summaries of the same tokens run side by side: summary i owns rows of w1
 w2[i] [k_i, J_i], b2[i] [k_i]; K is the sum of k_i. Norm weight and bias are folded into w1 and b1 and the rows of w1
 have mean zero (`fold` in summaries.py). positions: empty, or one [p_i, d] a source. carry_out [B, K, d], carry_lse
 [B, K]: the summary of other tokens and the logarithm of its softmax denominator.
-Returns out [B, K, d], lse [B, K] in the precision of sums, and the hidden layer [B, p, J] that backward needs.
+Returns out [B, K, d], lse [B, K] in the precision of sums, and for backward the hidden layer [B, p, J] and the softmax
+weights [B, p, K]; the Triton kernels compute these again and return [B, 0, K].
 """
 
 ttm_summary_backward = define(
-    "ttm_summary_backward(Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse, Tensor hidden, "
+    "ttm_summary_backward(Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse, Tensor hidden, Tensor weights, "
     f"{_ARGUMENTS}, bool[] source_grads, str backend) -> Tensor[]",
     impl=_backward,
     fake=_backward_fake,
@@ -103,8 +104,8 @@ class _Summary(torch.autograd.Function):
     @staticmethod
     def forward(ctx, backend, n_sources, n_positions, n_sets, *tensors):
         sources, positions, w1, b1, w2, b2, carry = _unflatten(tensors, n_sources, n_positions, n_sets)
-        out, lse, hidden = ttm_summary(sources, positions, w1, b1, w2, b2, *carry, backend)
-        ctx.save_for_backward(out, lse, hidden, *tensors)
+        out, lse, *kept = ttm_summary(sources, positions, w1, b1, w2, b2, *carry, backend)
+        ctx.save_for_backward(out, lse, *kept, *tensors)
         ctx.settings = backend, n_sources, n_positions, n_sets
         return out, lse
 
@@ -112,7 +113,7 @@ class _Summary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out, grad_lse):
         backend, n_sources, n_positions, n_sets = ctx.settings
-        out, lse, hidden, *tensors = ctx.saved_tensors
+        out, lse, hidden, weights, *tensors = ctx.saved_tensors
         sources, positions, w1, b1, w2, b2, carry = _unflatten(tensors, n_sources, n_positions, n_sets)
         needed = list(ctx.needs_input_grad[4 : 4 + n_sources])
         grads = ttm_summary_backward(
@@ -121,6 +122,7 @@ class _Summary(torch.autograd.Function):
             out,
             lse,
             hidden,
+            weights,
             sources,
             positions,
             w1,

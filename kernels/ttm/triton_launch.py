@@ -128,13 +128,13 @@ class Call:
         )
 
 
-def summary_forward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def summary_forward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """As `eager.summary_forward`."""
     call = Call.of(*args)
     with on_device(call.first):
         hidden = _hidden(call)
         out, lse = _pool(call, hidden)
-    return out, lse, hidden
+    return out, lse, hidden, hidden.new_empty(hidden.shape[0], 0, out.shape[1])
 
 
 def _hidden(call: Call) -> torch.Tensor:
@@ -180,6 +180,7 @@ def summary_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     hidden: torch.Tensor,
+    weights: torch.Tensor,
     sources: Sequence[torch.Tensor],
     positions: Sequence[torch.Tensor],
     w1: torch.Tensor,
@@ -190,7 +191,7 @@ def summary_backward(
     carry_lse: torch.Tensor | None,
     source_grads: Sequence[bool],
 ) -> list[torch.Tensor]:
-    """As `eager.summary_backward`."""
+    """As `eager.summary_backward`; `weights` is empty, they are computed again."""
     call = Call.of(sources, positions, w1, b1, w2, b2, carry_out, carry_lse)
     wanted = [grad or bool(positions) for grad in source_grads]
     grad_out, grad_lse = grad_out.contiguous(), grad_lse.contiguous()

@@ -63,11 +63,10 @@ def test_kernels_equal_the_eager_path(case, dtype):
     args = arguments(*case, dtype)
     rtol = 1e-12 if dtype == torch.float64 else 1e-5
     expected = eager.summary_forward(*args)
-    for name, ours, theirs in zip(
-        ("out", "lse", "hidden"), triton_launch.summary_forward(*args), expected, strict=True
-    ):
+    results = zip(("out", "lse", "hidden"), triton_launch.summary_forward(*args)[:3], expected[:3], strict=True)
+    for name, ours, theirs in results:
         assert_close(name, ours, theirs, rtol=rtol)
-    out, lse, _ = expected
+    out, lse, *_ = expected
     saved = torch.randn_like(out), torch.randn_like(lse), *expected, *args, [True] * len(case[1])
     pairs = zip(triton_launch.summary_backward(*saved), eager.summary_backward(*saved), strict=True)
     for i, (ours, theirs) in enumerate(pairs):
