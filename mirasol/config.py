@@ -33,7 +33,7 @@ class Config:
     depends on it.
 
     Raises:
-        ValueError: a value that cannot work, by name, with what it must be.
+        TypeError, ValueError: a value that cannot work, by name, with what it must be.
     """
 
     # The clip: T chunks of F frames and the sound of the same time
@@ -120,6 +120,7 @@ class Config:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = _as_tuples(getattr(self, field.name))
+            _check_kind(field.name, field.default, value)
             object.__setattr__(self, field.name, value)
             if isinstance(value, int) and not isinstance(value, bool) and not field.name.endswith("_id"):
                 _require(value >= 1, field.name, "be at least 1", value)
@@ -281,6 +282,22 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _require(condition: bool, name: str, must: str, was: Any) -> None:
     if not condition:
         raise ValueError(f"{name} must {must}, was {was!r}")
+
+
+def _check_kind(name: str, default: Any, value: Any) -> None:
+    """A value is of the kind of its default; a number may be a whole one, and what defaults to None an int."""
+    kinds = {
+        bool: (bool,),
+        int: (int,),
+        float: (int, float),
+        str: (str,),
+        tuple: (tuple,),
+        type(None): (int, type(None)),
+    }
+    allowed = kinds[tuple if isinstance(default, tuple) else type(default)]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in allowed)
+        raise TypeError(f"{name} must be of type {names}, was {value!r}")
 
 
 def _as_tuples(value: Any) -> Any:

@@ -43,9 +43,11 @@ def generate(
     Returns:
         [B * num_return_sequences, L + max_new_tokens or less] int64, `pad_id` after a row's end.
     Raises:
-        ValueError: an option out of range, by name.
+        TypeError, ValueError: an argument of a wrong kind or shape, an option out of range, by name.
     """
     config = decoder.config
+    expect_tensor("latents", latents, "B N av_dim")
+    expect_shape("latents", latents, (*latents.shape[:2], config.av_dim), "[B, N, av_dim]")
     batch = latents.shape[0]
     if prompt is None:
         prompt = torch.full((batch, 1), config.bos_id, dtype=torch.int64, device=latents.device)

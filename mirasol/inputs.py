@@ -72,6 +72,11 @@ class Clips:
             raise ValueError("video, audio or text must be given, was None for all of them")
         batch, chunks = sizes[first] if first is not None else (given.shape[0], 1)
         device = given.device
+        others = {"audio": audio, "video_features": video_features, "audio_features": audio_features, "text": text}
+        for name, tensor in others.items():
+            if tensor is not None:
+                expect(tensor.device == device, name, f"be on {device} like the other inputs", tensor)
+                expect(tensor.shape[0] == batch, name, f"hold {batch} rows like the clips", tensor)
         return cls(
             batch,
             chunks,
@@ -84,10 +89,9 @@ class Clips:
         )
 
 
-def check_text(config: Config, text: Tensor, labels: Tensor | None, batch: int) -> None:
+def check_text(config: Config, text: Tensor, labels: Tensor | None) -> None:
     """Check token ids and labels; ids are compared with the vocabulary where they lie on the CPU."""
     expect_tensor("text", text, "B L", dtypes=(torch.int64,))
-    expect(text.shape[0] == batch, "text", f"hold {batch} rows like the clips", text)
     expect(text.shape[1] > 0, "text", "hold at least one token", text)
     if text.device.type == "cpu" and not torch.compiler.is_compiling():
         largest, smallest = int(text.max()), int(text.min())

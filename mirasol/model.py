@@ -138,28 +138,37 @@ class Model(nn.Module):
         Raises:
             TypeError, ValueError: an argument of a wrong kind, shape or length, by name.
         """
+        if text is not None:
+            check_text(self.config, text, labels)
+        elif labels is not None:
+            raise ValueError("labels must come with text, which was None")
         clips = Clips.check(
             self.config, video, audio, video_present, audio_present, video_features, audio_features, text
         )
         encoded = self._encode(clips)
         latents = encoded.h.flatten(1, 2)
-        logits = None
-        if text is not None:
-            check_text(self.config, text, labels, clips.batch)
-            logits = self.text_decoder(text, latents)
-        elif labels is not None:
-            raise ValueError("labels must come with text, which was None")
+        logits = self.text_decoder(text, latents) if text is not None else None
         losses = None
         if self.training or labels is not None:
             losses = self._losses(clips, encoded, logits, labels)
         return Output(losses.total(self.config) if losses is not None else None, losses, logits, latents)
 
-    def encode(self, video: Tensor | None = None, audio: Tensor | None = None, **clip: Any) -> Tensor:
+    def encode(
+        self,
+        video: Tensor | None = None,
+        audio: Tensor | None = None,
+        *,
+        video_present: Tensor | None = None,
+        audio_present: Tensor | None = None,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+    ) -> Tensor:
         """Latents h [B, T * m, av_dim] of clips, to be used for any number of questions.
 
-        Arguments as in `forward`.
+        Arguments and errors as in `forward`.
         """
-        return self._encode(Clips.check(self.config, video, audio, **clip)).h.flatten(1, 2)
+        clips = Clips.check(self.config, video, audio, video_present, audio_present, video_features, audio_features)
+        return self._encode(clips).h.flatten(1, 2)
 
     @torch.no_grad()
     def generate(
@@ -169,14 +178,12 @@ class Model(nn.Module):
         prompt: Tensor | None = None,
         *,
         latents: Tensor | None = None,
-        clip: dict[str, Tensor] | None = None,
         **options: Any,
     ) -> Tensor:
         """Continue `prompt` [B, L] (default: one bos token) for each clip.
 
         Args:
-            latents: what `encode` gave, in place of video and audio.
-            clip: further arguments of `encode`.
+            latents: what `encode` gave, in place of video and audio; the way for clips that lack one of these.
             options: those of `mirasol.generation.generate`: `max_new_tokens`, `do_sample`, `num_beams`, ...
         Returns:
             [B * num_return_sequences, L + new] int64: prompt and continuation, then pad_id.
@@ -185,7 +192,7 @@ class Model(nn.Module):
         self.eval()
         try:
             if latents is None:
-                latents = self.encode(video, audio, **(clip or {}))
+                latents = self.encode(video, audio)
             return generation.generate(self.text_decoder, latents, prompt, **options)
         finally:
             self.train(training)

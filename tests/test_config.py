@@ -52,6 +52,22 @@ def test_refusals_name_the_field(change, message):
         Config.preset("tiny", **change)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"text_dim": "64"}, "text_dim must be of type int, was '64'"),
+        ({"text_dim": 64.0}, "text_dim must be of type int, was 64.0"),
+        ({"mask_ratio": None}, "mask_ratio must be of type int or float, was None"),
+        ({"share_encoders": 1}, "share_encoders must be of type bool, was 1"),
+        ({"av_window": "all"}, "av_window must be of type int or None, was 'all'"),
+        ({"combiner_layers": True}, "combiner_layers must be of type int, was True"),
+    ],
+)
+def test_kinds_are_checked(change, message):
+    with pytest.raises(TypeError, match=re.escape(message)):
+        Config.preset("tiny", **change)
+
+
 def test_unknown_preset_lists_the_known_ones():
     with pytest.raises(ValueError, match="tiny, small, base, mirasol-3b, was 'large'"):
         Config.preset("large")

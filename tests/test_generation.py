@@ -119,6 +119,7 @@ def test_generate_restores_the_mode(model, latents):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        (dict(latents=torch.zeros(3, 8, 63)), "latents must be [B, N, av_dim] = [3, 8, 64], was [3, 8, 63]"),
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, was 0"),
         (dict(temperature=0.0), "temperature must be above 0, was 0.0"),
         (dict(top_p=1.5), "top_p must be in (0, 1], was 1.5"),
@@ -132,4 +133,4 @@ def test_generate_restores_the_mode(model, latents):
 )
 def test_refusals_name_the_option(model, latents, options, message):
     with pytest.raises(ValueError, match=re.escape(message)):
-        model.generate(latents=latents, **options)
+        model.generate(**{"latents": latents, **options})

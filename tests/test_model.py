@@ -306,6 +306,12 @@ def test_batches_collate():
             "video_present must be False without video",
         ),
         (dict(text=torch.full((1, 3), 259)), ValueError, "text must hold token ids in [0, vocab_size = 259), was 259"),
+        (dict(text=[1, 2]), TypeError, "text must be a torch.Tensor, was list"),
+        (
+            dict(audio=torch.zeros(1, 2560), text=torch.zeros(2, 3).long()),
+            ValueError,
+            "text must hold 1 rows like the clips, was [2, 3]",
+        ),
         (dict(text=torch.zeros(1, 3)), TypeError, "text must be of dtype int64"),
         (
             dict(text=torch.zeros(1, 3).long(), labels=torch.zeros(1, 4).long()),
@@ -316,6 +322,11 @@ def test_batches_collate():
             dict(audio=torch.zeros(1, 2560), labels=torch.zeros(1, 4).long()),
             ValueError,
             "labels must come with text",
+        ),
+        (
+            dict(audio=torch.zeros(1, 2560), text=torch.zeros(1, 4, device="meta").long()),
+            ValueError,
+            "text must be on cpu like the other inputs, was [1, 4] int64 on meta",
         ),
         (
             dict(video_features=torch.zeros(1, 2, 20, 63)),
