@@ -34,7 +34,7 @@ gpu:
 	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/gpu --junitxml=$(OUT)/tests.xml
 	TRITON_INTERPRET=0 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest tests/gpu -k sanitizer
-	$(PYTHON) bench/run.py --full --device cuda --json $(OUT)/bench.json --plot $(OUT)
+	$(PYTHON) bench/run.py --only all --full --device cuda --json $(OUT)/bench.json --plot $(OUT)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
