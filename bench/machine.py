@@ -25,7 +25,7 @@ def describe(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_at_start": _load(),
         "memory_gib": _memory_gib(),
-        "os": f"{platform.system()} {platform.release()}",
+        "os": platform.system(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": _version("triton"),

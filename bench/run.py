@@ -9,6 +9,7 @@ import argparse
 import gc
 import importlib
 import os
+import shlex
 import sys
 import time
 from datetime import datetime, timezone
@@ -109,7 +110,7 @@ class Session:
         self.file = options.json or options.out / f"{'-'.join(options.suites)}-{machine.slug(facts)}.json"
         self.about: dict[str, Any] = {
             "machine": facts,
-            "command": " ".join(["python", "bench/run.py", *sys.argv[1:]]),
+            "command": shlex.join(["python", "bench/run.py", *sys.argv[1:]]),
             "settings": {
                 "suites": list(options.suites),
                 "filter": options.filter,

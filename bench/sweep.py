@@ -37,13 +37,13 @@ class Sweep:
     are not run, with at least one for each length that fits; the tables show how many there were.
 
     Args:
-        seconds: from now to the deadline.
+        seconds: from the first length to the deadline.
     """
 
     def __init__(self, preset: str, frames: Sequence[int], seconds: float) -> None:
         self.preset, self.frames = preset, sorted(frames)
         self.configs = {name: Config.preset(preset, **changes) for name, changes in MODELS.items()}
-        self.deadline = time.perf_counter() + seconds
+        self.seconds, self.deadline = seconds, float("inf")
         self.rate: float | None = None  # FLOPs a second of the length before
 
     def flops(self, frames: int) -> dict[str, int]:
@@ -67,6 +67,8 @@ class Sweep:
         return max(LEAST if cheap else 1, fitting), once
 
     def run(self, frames: int, settings: Settings) -> list[Row]:
+        if self.rate is None:
+            self.deadline = time.perf_counter() + self.seconds
         rounds, once = self.rounds(frames)
         dtype = settings.dtype or torch.float32
         flops = self.flops(frames)

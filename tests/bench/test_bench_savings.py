@@ -49,6 +49,7 @@ def test_rounds_fit_what_is_left_and_leave_time_for_longer_clips(monkeypatch):
     lengths = (8, 16, 32)
     planned = sweep.Sweep("tiny", lengths, 100.0)
     assert planned.rounds(8) == (sweep.MOST, 0.0)
+    planned.deadline = 100.0
     work = {frames: sum(planned.flops(frames).values()) for frames in lengths}
     planned.rate = work[16] / 10.0  # 16 frames take 10 seconds a pass
     rounds, once = planned.rounds(16)
