@@ -19,15 +19,20 @@ class Tile:
     """One kernel's tile.
 
     block_m: query rows. block_n: keys. warps, stages: as Triton names them. source: "compiled" or "measured on ...".
-    warp_specialize: loads and matrix products in separate warps (Hopper; off until it passed parity on one).
+    masks: "none" where every tile is seen completely; "edges" masks only the tiles that are not, in a loop apart; "all"
+    masks every tile in one loop, for heads so wide that two loops do not fit into the registers.
+    tma: loads by the tensor memory accelerator; needs 16-byte aligned strides and a power of two of grouped heads.
+    warp_specialize: loads and matrix products in separate warps.
     """
 
     block_m: int
     block_n: int
     warps: int
     stages: int
-    source: str = "compiled"
+    masks: str = "edges"
+    tma: bool = False
     warp_specialize: bool = False
+    source: str = "compiled"
 
 
 FORWARD, BACKWARD_KV, BACKWARD_Q = "forward", "backward_kv", "backward_q"
@@ -35,31 +40,84 @@ KERNELS = (FORWARD, BACKWARD_KV, BACKWARD_Q)
 WIDTHS = (64, 128, 256)  # head widths as padded inside
 MOST_WIDTH = WIDTHS[-1]
 
-# (kernel, padded head width, bytes an element) -> tile, by architecture
-_SM90 = {
-    (FORWARD, 64, 2): Tile(128, 128, 8, 2),
-    (FORWARD, 128, 2): Tile(128, 64, 8, 3),
-    (FORWARD, 256, 2): Tile(128, 64, 8, 2),
-    (BACKWARD_KV, 64, 2): Tile(64, 128, 8, 2),
-    (BACKWARD_KV, 128, 2): Tile(64, 64, 8, 2),
-    (BACKWARD_KV, 256, 2): Tile(32, 64, 8, 1),
-    (BACKWARD_Q, 64, 2): Tile(128, 64, 8, 2),
-    (BACKWARD_Q, 128, 2): Tile(128, 64, 8, 2),
-    (BACKWARD_Q, 256, 2): Tile(64, 32, 8, 1),
-    (FORWARD, 64, 4): Tile(64, 32, 4, 2),
-    (FORWARD, 128, 4): Tile(64, 32, 8, 2),
-    (FORWARD, 256, 4): Tile(32, 32, 8, 1),
-    (BACKWARD_KV, 64, 4): Tile(32, 32, 4, 1),
-    (BACKWARD_KV, 128, 4): Tile(32, 32, 8, 1),
-    (BACKWARD_KV, 256, 4): Tile(16, 16, 4, 1),
-    (BACKWARD_Q, 64, 4): Tile(32, 32, 4, 1),
-    (BACKWARD_Q, 128, 4): Tile(32, 32, 8, 1),
-    (BACKWARD_Q, 256, 4): Tile(16, 16, 4, 1),
-}
-_TABLES = {80: _SM90, 90: _SM90, 100: _SM90, 0: _SM90}
-_INTERPRETED = Tile(16, 16, 4, 1, source="interpreted")
+Row = tuple[str, int, int, bool]  # kernel, padded head width, bytes an element, whether tiles need masks
 
+# By pointers: sm_80 and newer, AMD, and any target where descriptors cannot read the tensors.
+_POINTERS: dict[Row, Tile] = {
+    (FORWARD, 64, 2, False): Tile(128, 64, 8, 3),
+    (FORWARD, 64, 2, True): Tile(128, 64, 8, 3),
+    (FORWARD, 128, 2, False): Tile(64, 64, 4, 2),
+    (FORWARD, 128, 2, True): Tile(64, 64, 4, 2),
+    (FORWARD, 256, 2, False): Tile(64, 64, 8, 2),
+    (FORWARD, 256, 2, True): Tile(64, 32, 8, 2, masks="all"),
+    (BACKWARD_KV, 64, 2, False): Tile(64, 128, 8, 2),
+    (BACKWARD_KV, 64, 2, True): Tile(32, 64, 4, 2),
+    (BACKWARD_KV, 128, 2, False): Tile(64, 64, 8, 2),
+    (BACKWARD_KV, 128, 2, True): Tile(64, 64, 8, 2),
+    (BACKWARD_KV, 256, 2, False): Tile(32, 32, 8, 1),
+    (BACKWARD_KV, 256, 2, True): Tile(32, 32, 8, 1, masks="all"),
+    (BACKWARD_Q, 64, 2, False): Tile(128, 64, 8, 2),
+    (BACKWARD_Q, 64, 2, True): Tile(128, 64, 8, 2),
+    (BACKWARD_Q, 128, 2, False): Tile(64, 64, 8, 2),
+    (BACKWARD_Q, 128, 2, True): Tile(64, 64, 8, 2),
+    (BACKWARD_Q, 256, 2, False): Tile(64, 32, 8, 1),
+    (BACKWARD_Q, 256, 2, True): Tile(64, 32, 8, 1, masks="all"),
+    (FORWARD, 64, 4, False): Tile(32, 32, 8, 1),
+    (FORWARD, 64, 4, True): Tile(32, 32, 8, 1, masks="all"),
+    (FORWARD, 128, 4, False): Tile(32, 32, 8, 1),
+    (FORWARD, 128, 4, True): Tile(32, 32, 8, 1, masks="all"),
+    (FORWARD, 256, 4, False): Tile(16, 16, 8, 1),
+    (FORWARD, 256, 4, True): Tile(16, 16, 8, 1, masks="all"),
+    (BACKWARD_KV, 64, 4, False): Tile(16, 32, 4, 1),
+    (BACKWARD_KV, 64, 4, True): Tile(16, 32, 4, 1, masks="all"),
+    (BACKWARD_KV, 128, 4, False): Tile(16, 16, 4, 1),
+    (BACKWARD_KV, 128, 4, True): Tile(16, 16, 4, 1, masks="all"),
+    (BACKWARD_KV, 256, 4, False): Tile(16, 16, 8, 1),
+    (BACKWARD_KV, 256, 4, True): Tile(16, 16, 8, 1, masks="all"),
+    (BACKWARD_Q, 64, 4, False): Tile(32, 32, 8, 1),
+    (BACKWARD_Q, 64, 4, True): Tile(32, 32, 8, 1, masks="all"),
+    (BACKWARD_Q, 128, 4, False): Tile(16, 16, 4, 1),
+    (BACKWARD_Q, 128, 4, True): Tile(16, 16, 4, 1, masks="all"),
+    (BACKWARD_Q, 256, 4, False): Tile(16, 16, 8, 1),
+    (BACKWARD_Q, 256, 4, True): Tile(16, 16, 8, 1, masks="all"),
+}
+
+# By descriptors: sm_90 and newer.
+_DESCRIPTORS: dict[Row, Tile] = {
+    (FORWARD, 64, 2, False): Tile(128, 128, 8, 3, tma=True),
+    (FORWARD, 64, 2, True): Tile(128, 128, 8, 3, tma=True),
+    (FORWARD, 128, 2, False): Tile(128, 128, 8, 2, tma=True),
+    (FORWARD, 128, 2, True): Tile(128, 64, 8, 3, tma=True),
+    (FORWARD, 256, 2, False): Tile(128, 64, 8, 2, tma=True),
+    (FORWARD, 256, 2, True): Tile(128, 32, 8, 2, tma=True),
+    (BACKWARD_KV, 64, 2, False): Tile(64, 128, 8, 3, tma=True),
+    (BACKWARD_KV, 64, 2, True): Tile(64, 128, 8, 3, tma=True),
+    (BACKWARD_KV, 128, 2, False): Tile(64, 128, 8, 2, tma=True),
+    (BACKWARD_KV, 128, 2, True): Tile(64, 64, 8, 2, tma=True),
+    (BACKWARD_KV, 256, 2, False): Tile(64, 64, 8, 1, tma=True),
+    (BACKWARD_KV, 256, 2, True): Tile(64, 64, 8, 1, tma=True, masks="all"),
+    (BACKWARD_Q, 64, 2, False): Tile(128, 128, 8, 2, tma=True),
+    (BACKWARD_Q, 64, 2, True): Tile(128, 64, 8, 2, tma=True),
+    (BACKWARD_Q, 128, 2, False): Tile(128, 64, 8, 2, tma=True),
+    (BACKWARD_Q, 128, 2, True): Tile(128, 32, 8, 2, tma=True),
+    (BACKWARD_Q, 256, 2, False): Tile(64, 32, 8, 2, tma=True),
+    (BACKWARD_Q, 256, 2, True): Tile(64, 32, 8, 2, tma=True, masks="all"),
+    (BACKWARD_Q, 256, 4, False): Tile(16, 16, 4, 1),
+    (BACKWARD_Q, 256, 4, True): Tile(16, 16, 4, 1, masks="all"),
+}
+
+# Where sm_100 and newer need another row than Hopper: the second stage would not fit into the registers.
+_BLACKWELL: dict[Row, Tile] = {(BACKWARD_Q, 256, 2, False): Tile(64, 32, 8, 1, tma=True)}
+
+# Hopper's warp-specialised form, inside `warp_specialized` until it has passed the parity tests on such a GPU.
+_SPECIALIZED: dict[Row, Tile] = {
+    (FORWARD, 64, 2, False): Tile(128, 128, 4, 2, tma=True, warp_specialize=True),
+    (FORWARD, 128, 2, False): Tile(128, 128, 4, 2, tma=True, warp_specialize=True),
+}
+
+_INTERPRETED = Tile(16, 16, 4, 1, source="interpreted")
 _pinned: dict[str, Tile] = {}
+_switches = {"warp_specialized": False}
 
 
 def padded_width(width: int) -> int:
@@ -67,22 +125,43 @@ def padded_width(width: int) -> int:
     return next(padded for padded in WIDTHS if padded >= width)
 
 
-def tile(kernel: str, width: int, itemsize: int, target: Target) -> Tile:
-    """The tile of `kernel` for a head width, an element size in bytes and a target.
+def tile(
+    kernel: str, width: int, itemsize: int, target: Target, *, masked: bool, tma: bool, flat: bool = False
+) -> Tile:
+    """The tile of a kernel for a head width and an element size in bytes.
 
-    Float64 exists in the interpreter only, which has one tile.
+    Args:
+        masked: False where no tile of the shape needs a mask.
+        tma: whether the tensors can be loaded by descriptors.
+        flat: whether queries are contiguous and heads not grouped, as the warp-specialised form needs.
     """
     if kernel in _pinned:
-        return _pinned[kernel]
-    if target.kind == "interpreter":
-        return _INTERPRETED
-    return table(target)[kernel, padded_width(width), itemsize]
+        found = _pinned[kernel]
+    elif target.kind == "interpreter":
+        found = _INTERPRETED
+    else:
+        found = table(target, tma, flat)[kernel, padded_width(width), itemsize, masked]
+    specialize = found.warp_specialize and flat and tma and not masked
+    return replace(found, masks=found.masks if masked else "none", tma=found.tma and tma, warp_specialize=specialize)
 
 
-def table(target: Target) -> dict[tuple[str, int, int], Tile]:
-    """All rows for a target: those of the newest architecture that is not newer."""
-    newest = max(arch for arch in _TABLES if arch <= target.arch)
-    return _TABLES[newest]
+def table(target: Target, tma: bool, flat: bool = False) -> dict[Row, Tile]:
+    """All rows for a target: those with descriptors where it has them, else those with pointers."""
+    if not tma or target.arch < 90:
+        return _POINTERS
+    specialized = _SPECIALIZED if _switches["warp_specialized"] and flat and target.arch == 90 else {}
+    return _POINTERS | _DESCRIPTORS | specialized | (_BLACKWELL if target.arch >= 100 else {})
+
+
+@contextlib.contextmanager
+def warp_specialized() -> Iterator[None]:
+    """Use the warp-specialised rows inside the block (Hopper, shapes that need no mask, ungrouped heads)."""
+    before = _switches["warp_specialized"]
+    _switches["warp_specialized"] = True
+    try:
+        yield
+    finally:
+        _switches["warp_specialized"] = before
 
 
 @contextlib.contextmanager
@@ -106,8 +185,3 @@ def splits(programs: int, key_tiles: int, target: Target) -> int:
 
 _TILES_A_SPLIT = 2  # fewer key tiles than this are not worth a program and a partial result
 _MOST_SPLITS = 128
-
-
-def specialized(found: Tile) -> Tile:
-    """The warp-specialised form of a tile: four warps as written, the compiler adds the partitions."""
-    return replace(found, warps=4, warp_specialize=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from mirasol.kernels.attention.layout import Layout
@@ -30,15 +32,26 @@ def forward(
     """q [B, H, Nq, D], k and v [B, Hkv, Nk, D] -> out [B, H, Nq, D], lse [B, H, Nq]."""
     q, k, v = (_last_contiguous(t) for t in (q, k, v))
     blocks = _blocks(q, layout)
-    whole = len(blocks) == 1 and blocks[0].q1 - blocks[0].q0 == q.shape[2]
-    if whole:
-        out, lse = _block_forward(q, k, v, blocks[0], scale)
-        return out.contiguous(), lse.contiguous()
+    done = [_block_forward(q[:, :, block.q0 : block.q1], k, v, block, scale) for block in blocks]
+    if not blocks or sum(block.q1 - block.q0 for block in blocks) < q.shape[2]:
+        return _place(q, blocks, done)
+    outs, lses = zip(*done, strict=True)
+    return _joined(outs), _joined(lses)
+
+
+def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Neighbouring rows as one contiguous tensor."""
+    return torch.cat(list(parts), 2) if len(parts) > 1 else parts[0].contiguous()
+
+
+def _place(
+    q: torch.Tensor, blocks: Sequence[Block], done: Sequence[tuple[torch.Tensor, torch.Tensor]]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The results of some rows among rows that see nothing: out 0, lse -inf."""
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:3], float("-inf"), dtype=accumulate_dtype(q.dtype), device=q.device)
-    for block in blocks:
-        rows = slice(block.q0, block.q1)
-        out[:, :, rows], lse[:, :, rows] = _block_forward(q[:, :, rows], k, v, block, scale)
+    for block, (part, part_lse) in zip(blocks, done, strict=True):
+        out[:, :, block.q0 : block.q1], lse[:, :, block.q0 : block.q1] = part, part_lse
     return out, lse
 
 

@@ -15,7 +15,7 @@ import torch
 from mirasol.kernels.attention.layout import Layout, Run, runs
 
 GROUP_ROWS = 256  # rows taken together where chunks are short
-LONE_ROWS = 32  # a run of at least so many rows is a block of its own
+LONE_ROWS = 16  # a run of at least so many rows is a block of its own
 
 
 class Call(NamedTuple):

@@ -11,6 +11,9 @@ from mirasol.kernels.attention.triton_common import (
     column_ranges,
     dot,
     full_range,
+    head,
+    load_keys,
+    load_packed,
     load_rows,
     row_ranges,
     store_rows,
@@ -39,36 +42,33 @@ def attention_bwd_delta_kernel(
 
 @triton.jit
 def _gather(
-    r, limit, low, high, k_tile, v_tile, dk, dv, q_base, g_base, lse_base, delta_base,
+    r, limit, low, high, k_tile, v_tile, dk, dv, q, grad, lse, delta, b, hk,
     stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, GROUP: tl.constexpr, MASKED: tl.constexpr,
-    PRECISION: tl.constexpr,
+    TMA: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add the packed rows [r, r + BM), cut at `limit`, to dk and dv of a tile of keys seen by rows [low, high)."""
     rows = r + tl.arange(0, BM)
     inside = rows < limit
-    first = r // GROUP
-    i, g = rows // GROUP - first, rows % GROUP
-    start = first.to(tl.int64)
-    q = load_rows(q_base + start * stride_qn, i * stride_qn + g * stride_qh, inside, WIDTH, PADDED, MASKED)
-    grad = load_rows(g_base + start * stride_gn, i * stride_gn + g * stride_gh, inside, WIDTH, PADDED, MASKED)
-    at = g * n_q + first + i
+    q_tile = load_packed(q, b, hk, r, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, MASKED, TMA)
+    g_tile = load_packed(grad, b, hk, r, stride_gh, stride_gn, inside, WIDTH, PADDED, BM, GROUP, MASKED, TMA)
+    at = (rows % GROUP) * n_q + rows // GROUP
     if MASKED:
-        lse = tl.load(lse_base + at, mask=inside, other=0.0)
-        delta = tl.load(delta_base + at, mask=inside, other=0.0)
+        lse_rows = tl.load(lse + at, mask=inside, other=0.0)
+        delta_rows = tl.load(delta + at, mask=inside, other=0.0)
     else:
-        lse = tl.load(lse_base + at)
-        delta = tl.load(delta_base + at)
+        lse_rows = tl.load(lse + at)
+        delta_rows = tl.load(delta + at)
     zeros = tl.zeros([k_tile.shape[0], BM], dtype=dk.dtype)
-    s = dot(k_tile, tl.trans(q), zeros, PRECISION)  # [BN, BM]
-    p = tl.math.exp2(s * scale_log2 - (lse * LOG2E)[None, :])
+    s = dot(k_tile, tl.trans(q_tile), zeros, PRECISION)  # [BN, BM]
+    p = tl.math.exp2(s * scale_log2 - (lse_rows * LOG2E)[None, :])
     if MASKED:
         seen = inside[None, :] & (rows[None, :] >= low[:, None]) & (rows[None, :] < high[:, None])
         p = tl.where(seen, p, 0.0)
-    dv = dot(p.to(grad.dtype), grad, dv, PRECISION)
-    dp = dot(v_tile, tl.trans(grad), zeros, PRECISION)
-    ds = p * (dp - delta[None, :])
-    dk = dot(ds.to(q.dtype), q, dk, PRECISION)
+    dv = dot(p.to(g_tile.dtype), g_tile, dv, PRECISION)
+    dp = dot(v_tile, tl.trans(g_tile), zeros, PRECISION)
+    ds = p * (dp - delta_rows[None, :])
+    dk = dot(ds.to(q_tile.dtype), q_tile, dk, PRECISION)
     return dk, dv
 
 
@@ -79,74 +79,74 @@ def attention_bwd_dkdv_kernel(
     stride_gb, stride_gh, stride_gn,
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr, TABLE: tl.constexpr, ALIGNED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dk and dv [B, Hkv, Nk, D]: one program owns BN keys and walks over the packed rows that see them."""
     bh = tl.program_id(0) % (batch * heads_k)
     tile = tl.program_id(0) // (batch * heads_k)  # the first keys are seen by most rows
-    b, hk = (bh // heads_k).to(tl.int64), (bh % heads_k).to(tl.int64)
-    keys = tile * BN + tl.arange(0, BN)
+    b, hk = bh // heads_k, bh % heads_k
+    n = tile * BN
+    keys = n + tl.arange(0, BN)
     inside = keys < n_k
-    start = (tile * BN).to(tl.int64)
-    local = tl.arange(0, BN)
-    k_tile = load_rows(
-        k + b * stride_kb + hk * stride_kh + start * stride_kn, local * stride_kn, inside, WIDTH, PADDED, True
-    )
-    v_tile = load_rows(
-        v + b * stride_vb + hk * stride_vh + start * stride_vn, local * stride_vn, inside, WIDTH, PADDED, True
-    )
+    if not TMA:
+        k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
+    k_tile = load_keys(k, b, hk, n, stride_kn, inside, WIDTH, PADDED, BN, True, TMA)
+    v_tile = load_keys(v, b, hk, n, stride_vn, inside, WIDTH, PADDED, BN, True, TMA)
     q0, q1 = column_ranges(keys, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
     q0, q1 = q0 * GROUP, q1 * GROUP
     low, high = tl.min(q0, 0), tl.max(q1, 0)
-    q_base = q + b * stride_qb + hk * GROUP * stride_qh
-    g_base = grad + b * stride_gb + hk * GROUP * stride_gh
-    lse_base = lse + (b * heads_k + hk) * GROUP * n_q
-    delta_base = delta + (b * heads_k + hk) * GROUP * n_q
+    if not TMA:
+        q, grad = head(q, b, hk * GROUP, stride_qb, stride_qh), head(grad, b, hk * GROUP, stride_gb, stride_gh)
+    first_row = bh.to(tl.int64) * GROUP * n_q
+    lse += first_row
+    delta += first_row
 
     dk_sum = tl.zeros([BN, PADDED], dtype=ACC)
     dv_sum = tl.zeros([BN, PADDED], dtype=ACC)
-    begin, full = full_range(q0, q1, low, high, BM)
+    begin, full = full_range(q0, q1, low, high, BM, MASKS)
     for t in tl.range(0, full, num_stages=STAGES):
         dk_sum, dv_sum = _gather(
-            begin + t * BM, high, q0, q1, k_tile, v_tile, dk_sum, dv_sum, q_base, g_base, lse_base, delta_base,
-            stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2, WIDTH, PADDED, BM, GROUP, False, PRECISION,
+            begin + t * BM, high, q0, q1, k_tile, v_tile, dk_sum, dv_sum, q, grad, lse, delta, b, hk,
+            stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2,
+            WIDTH, PADDED, BM, GROUP, False, TMA, PRECISION,
         )  # fmt: skip
-    if not ALIGNED:
+    if MASKS != "none":
         end = begin + full * BM
         left = tl.cdiv(begin - low, BM)
-        for t in tl.range(0, left + tl.cdiv(high - end, BM), num_stages=1):
+        for t in tl.range(0, left + tl.cdiv(high - end, BM), num_stages=STAGES if MASKS == "all" else 1):
             r = tl.where(t < left, low + t * BM, end + (t - left) * BM)
             limit = tl.where(t < left, begin, high)
             dk_sum, dv_sum = _gather(
-                r, limit, q0, q1, k_tile, v_tile, dk_sum, dv_sum, q_base, g_base, lse_base, delta_base,
-                stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2, WIDTH, PADDED, BM, GROUP, True, PRECISION,
+                r, limit, q0, q1, k_tile, v_tile, dk_sum, dv_sum, q, grad, lse, delta, b, hk,
+                stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2,
+                WIDTH, PADDED, BM, GROUP, True, TMA, PRECISION,
             )  # fmt: skip
-    offset = ((b * heads_k + hk) * n_k + start) * WIDTH
-    store_rows(dk + offset, local * WIDTH, inside, dk_sum * scale, WIDTH, PADDED)
-    store_rows(dv + offset, local * WIDTH, inside, dv_sum, WIDTH, PADDED)
+    at = (bh.to(tl.int64) * n_k + keys) * WIDTH
+    store_rows(dk, at, inside, dk_sum * scale, WIDTH, PADDED)
+    store_rows(dv, at, inside, dv_sum, WIDTH, PADDED)
 
 
 @triton.jit
 def _scatter(
-    n, limit, low, high, q, grad, lse, delta, dq, k_base, v_base, stride_kn, stride_vn, scale_log2,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    n, limit, low, high, q, grad, lse, delta, dq, k, v, b, hk, stride_kn, stride_vn, scale_log2,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Add keys [n, n + BN), cut at `limit`, to dq of a tile of rows that see keys [low, high)."""
     keys = tl.arange(0, BN)
     inside = n + keys < limit
-    start = n.to(tl.int64)
-    k = load_rows(k_base + start * stride_kn, keys * stride_kn, inside, WIDTH, PADDED, MASKED)
-    v = load_rows(v_base + start * stride_vn, keys * stride_vn, inside, WIDTH, PADDED, MASKED)
+    k_tile = load_keys(k, b, hk, n, stride_kn, inside, WIDTH, PADDED, BN, MASKED, TMA)
+    v_tile = load_keys(v, b, hk, n, stride_vn, inside, WIDTH, PADDED, BN, MASKED, TMA)
     zeros = tl.zeros([q.shape[0], BN], dtype=dq.dtype)
-    s = dot(q, tl.trans(k), zeros, PRECISION)
+    s = dot(q, tl.trans(k_tile), zeros, PRECISION)
     p = tl.math.exp2(s * scale_log2 - lse[:, None])
     if MASKED:
         seen = inside[None, :] & ((n + keys)[None, :] >= low[:, None]) & ((n + keys)[None, :] < high[:, None])
         p = tl.where(seen, p, 0.0)
-    dp = dot(grad, tl.trans(v), zeros, PRECISION)
+    dp = dot(grad, tl.trans(v_tile), zeros, PRECISION)
     ds = p * (dp - delta[:, None])
-    return dot(ds.to(k.dtype), k, dq, PRECISION)
+    return dot(ds.to(k_tile.dtype), k_tile, dq, PRECISION)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -156,49 +156,49 @@ def attention_bwd_dq_kernel(
     stride_gb, stride_gh, stride_gn,
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
-    CAUSAL: tl.constexpr, TABLE: tl.constexpr, ALIGNED: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """dq [B, H, Nq, D]: one program owns BM packed rows and walks over the keys that they see."""
     tiles = tl.cdiv(n_q * GROUP, BM)
     bh, tile = tile_order(tl.program_id(0), tiles, batch * heads_k, 8)
-    b, hk = (bh // heads_k).to(tl.int64), (bh % heads_k).to(tl.int64)
+    b, hk = bh // heads_k, bh % heads_k
     rows = tile * BM + tl.arange(0, BM)
     i, g = rows // GROUP, rows % GROUP
     inside = i < n_q
-    at_q = i.to(tl.int64) * stride_qn + g * stride_qh
-    at_g = i.to(tl.int64) * stride_gn + g * stride_gh
-    q_tile = load_rows(q + b * stride_qb + hk * GROUP * stride_qh, at_q, inside, WIDTH, PADDED, True)
-    g_tile = load_rows(grad + b * stride_gb + hk * GROUP * stride_gh, at_g, inside, WIDTH, PADDED, True)
-    at = ((b * heads_k + hk) * GROUP + g) * n_q + i
+    # By pointers, as a descriptor's tile would be held in registers.
+    q, grad = head(q, b, hk * GROUP, stride_qb, stride_qh), head(grad, b, hk * GROUP, stride_gb, stride_gh)
+    if not TMA:
+        k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
+    q_tile = load_packed(q, b, hk, tile * BM, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, True, False)
+    g_tile = load_packed(grad, b, hk, tile * BM, stride_gh, stride_gn, inside, WIDTH, PADDED, BM, GROUP, True, False)
+    at = (bh.to(tl.int64) * GROUP + g) * n_q + i
     lse_rows = tl.load(lse + at, mask=inside, other=0.0) * LOG2E
     delta_rows = tl.load(delta + at, mask=inside, other=0.0)
-    k_base = k + b * stride_kb + hk * stride_kh
-    v_base = v + b * stride_vb + hk * stride_vh
     s0, s1, k0, k1 = row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
     sinks_low, sinks_high = tl.min(s0, 0), tl.max(s1, 0)
     low, high = tl.min(k0, 0), tl.max(k1, 0)
 
     dq_sum = tl.zeros([BM, PADDED], dtype=ACC)
-    if ALIGNED:
+    if MASKS == "none":
         in_sinks = (sinks_high - sinks_low) // BN
         for t in tl.range(0, in_sinks + (high - low) // BN, num_stages=STAGES):
             n = tl.where(t < in_sinks, sinks_low + t * BN, low + (t - in_sinks) * BN)
             dq_sum = _scatter(
-                n, high, k0, k1, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k_base, v_base, stride_kn, stride_vn,
-                scale_log2, WIDTH, PADDED, BN, False, PRECISION,
+                n, high, k0, k1, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
+                stride_kn, stride_vn, scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
     else:
-        begin, full = full_range(k0, k1, low, high, BN)
+        begin, full = full_range(k0, k1, low, high, BN, MASKS)
         for t in tl.range(0, full, num_stages=STAGES):
             dq_sum = _scatter(
-                begin + t * BN, high, k0, k1, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k_base, v_base, stride_kn,
-                stride_vn, scale_log2, WIDTH, PADDED, BN, False, PRECISION,
+                begin + t * BN, high, k0, k1, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
+                stride_kn, stride_vn, scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
         end = begin + full * BN
         in_sinks = tl.cdiv(sinks_high - sinks_low, BN)
         left = in_sinks + tl.cdiv(begin - low, BN)
-        for t in tl.range(0, left + tl.cdiv(high - end, BN), num_stages=1):
+        for t in tl.range(0, left + tl.cdiv(high - end, BN), num_stages=STAGES if MASKS == "all" else 1):
             of_sinks = t < in_sinks
             n = tl.where(t < left, low + (t - in_sinks) * BN, end + (t - left) * BN)
             limit = tl.where(t < left, begin, high)
@@ -206,7 +206,7 @@ def attention_bwd_dq_kernel(
             limit = tl.where(of_sinks, sinks_high, limit)
             from_, below = tl.where(of_sinks, s0, k0), tl.where(of_sinks, s1, k1)
             dq_sum = _scatter(
-                n, limit, from_, below, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k_base, v_base, stride_kn,
-                stride_vn, scale_log2, WIDTH, PADDED, BN, True, PRECISION,
+                n, limit, from_, below, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
+                stride_kn, stride_vn, scale_log2, WIDTH, PADDED, BN, True, TMA, PRECISION,
             )  # fmt: skip
     store_rows(dq, at * WIDTH, inside, dq_sum * scale, WIDTH, PADDED)

@@ -90,6 +90,43 @@ def load_rows(base, offsets, mask, WIDTH: tl.constexpr, PADDED: tl.constexpr, MA
 
 
 @triton.jit
+def load_keys(
+    source, b, hk, n, stride, inside,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+):  # fmt: skip
+    """[BN, PADDED] keys or values from token n: by the descriptor of [B, Hkv, N, D], or from the head's pointer."""
+    if TMA:
+        tile = source.load([b, hk, n, 0]).reshape([BN, PADDED])
+    else:
+        start = n.to(tl.int64) * stride
+        tile = load_rows(source + start, tl.arange(0, BN) * stride, inside, WIDTH, PADDED, MASKED)
+    return tile
+
+
+@triton.jit
+def load_packed(
+    source, b, hk, r, stride_h, stride_n, inside,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, GROUP: tl.constexpr, MASKED: tl.constexpr,
+    TMA: tl.constexpr,
+):  # fmt: skip
+    """[BM, PADDED] packed rows from row r: by the descriptor of [B, N, H, D], or from the pointer of the first head."""
+    first = r // GROUP
+    if TMA:
+        tile = source.load([b, first, hk * GROUP, 0]).reshape([BM, PADDED])
+    else:
+        rows = r + tl.arange(0, BM)
+        offsets = (rows // GROUP - first) * stride_n + (rows % GROUP) * stride_h
+        tile = load_rows(source + first.to(tl.int64) * stride_n, offsets, inside, WIDTH, PADDED, MASKED)
+    return tile
+
+
+@triton.jit
+def head(pointer, b, h, stride_b, stride_h):
+    """Where head h of batch element b begins."""
+    return pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h
+
+
+@triton.jit
 def store_rows(base, offsets, mask, value, WIDTH: tl.constexpr, PADDED: tl.constexpr):
     """Store [rows, PADDED] at row `offsets` from `base`, where `mask` is True, WIDTH columns of it."""
     cols = tl.arange(0, PADDED)
@@ -108,14 +145,18 @@ def tile_order(pid, tiles, batch_heads, NEIGHBOURS: tl.constexpr):
 
 
 @triton.jit
-def full_range(low, high, any_low, any_high, BLOCK: tl.constexpr):
-    """The tiles of [any_low, any_high) that need no mask: (where they begin, how many).
+def full_range(low, high, any_low, any_high, BLOCK: tl.constexpr, MASKS: tl.constexpr):
+    """The tiles of [any_low, any_high) that need no mask: (where they begin, how many; none if MASKS is "all").
 
     `low` and `high` are the ranges that the rows of a tile see; what all of them see needs no mask.
     """
-    begin = tl.max(low, 0)
-    count = tl.maximum(tl.min(high, 0) - begin, 0) // BLOCK
-    return tl.where(count > 0, begin, any_high), count
+    if MASKS == "all":
+        begin, count = any_high, any_high * 0
+    else:
+        begin = tl.max(low, 0)
+        count = tl.maximum(tl.min(high, 0) - begin, 0) // BLOCK
+        begin = tl.where(count > 0, begin, any_high)
+    return begin, count
 
 
 @triton.jit

@@ -10,6 +10,9 @@ from mirasol.kernels.attention.triton_common import (
     LN2,
     dot,
     full_range,
+    head,
+    load_keys,
+    load_packed,
     load_rows,
     row_ranges,
     share,
@@ -20,15 +23,15 @@ from mirasol.kernels.attention.triton_common import (
 
 @triton.jit
 def _attend(
-    n, limit, low, high, q, acc, m, l, k_base, v_base, stride_kn, stride_vn, scale_log2,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
+    n, limit, low, high, q, acc, m, l, k, v, b, hk, stride_kn, stride_vn, scale_log2,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, BN: tl.constexpr, MASKED: tl.constexpr, TMA: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Take keys [n, n + BN), cut at `limit`, into the weighted sum acc, the maximum m (base 2) and the sum l."""
     keys = tl.arange(0, BN)
     inside = n + keys < limit
-    start = n.to(tl.int64)
-    k = load_rows(k_base + start * stride_kn, keys * stride_kn, inside, WIDTH, PADDED, MASKED)  # [BN, PADDED]
-    s = dot(q, tl.trans(k), tl.zeros([q.shape[0], BN], dtype=acc.dtype), PRECISION)  # [BM, BN]
+    k_tile = load_keys(k, b, hk, n, stride_kn, inside, WIDTH, PADDED, BN, MASKED, TMA)
+    s = dot(q, tl.trans(k_tile), tl.zeros([q.shape[0], BN], dtype=acc.dtype), PRECISION)  # [BM, BN]
     if MASKED:
         seen = inside[None, :] & ((n + keys)[None, :] >= low[:, None]) & ((n + keys)[None, :] < high[:, None])
         s = tl.where(seen, s, float("-inf"))
@@ -40,8 +43,8 @@ def _attend(
     alpha = tl.math.exp2(m - top)
     l = l * alpha + tl.sum(p, 1)
     acc = acc * alpha[:, None]
-    v = load_rows(v_base + start * stride_vn, keys * stride_vn, inside, WIDTH, PADDED, MASKED)
-    acc = dot(p.to(v.dtype), v, acc, PRECISION)
+    v_tile = load_keys(v, b, hk, n, stride_vn, inside, WIDTH, PADDED, BN, MASKED, TMA)
+    acc = dot(p.to(v_tile.dtype), v_tile, acc, PRECISION)
     return acc, m_new, l
 
 
@@ -51,27 +54,31 @@ def attention_fwd_kernel(
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
-    SPLITS: tl.constexpr, CAUSAL: tl.constexpr, TABLE: tl.constexpr, ALIGNED: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    SPLITS: tl.constexpr, CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """out [SPLITS, B, H, Nq, D] and lse [SPLITS, B, H, Nq]: attention of BM packed rows to a share of their keys.
 
-    ALIGNED promises that the rows of a tile see the same keys and that BN divides both ranges and lies inside them: one
-    loop, no mask. Otherwise only the tiles that some row does not see completely are masked.
+    MASKS "none" promises that the rows of a tile see the same keys and that BN divides both their ranges: one loop, no
+    mask. "edges" masks only the tiles that some row does not see completely; "all" masks every tile in one loop, for
+    heads so wide that two loops would not fit into the registers.
     """
     tiles = tl.cdiv(n_q * GROUP, BM)
     bh, tile = tile_order(tl.program_id(0), tiles, batch * heads_k, 8)
     split = tl.program_id(1)
-    b = (bh // heads_k).to(tl.int64)
-    hk = bh % heads_k
+    b, hk = bh // heads_k, bh % heads_k
     rows = tile * BM + tl.arange(0, BM)
-    i = rows // GROUP
-    heads = hk * GROUP + rows % GROUP
+    i, g = rows // GROUP, rows % GROUP
     inside = i < n_q
-    q_base = q + b * stride_qb + hk.to(tl.int64) * GROUP * stride_qh
-    q_tile = load_rows(q_base, i.to(tl.int64) * stride_qn + (rows % GROUP) * stride_qh, inside, WIDTH, PADDED, True)
-    k_base = k + b * stride_kb + hk.to(tl.int64) * stride_kh
-    v_base = v + b * stride_vb + hk.to(tl.int64) * stride_vh
+    if not TMA:
+        k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
+    if (
+        WARP_SPECIALIZE
+    ):  # by a descriptor of [B H Nq, D]: the only form that the compiler splits over two groups of warps
+        q_tile = q.load([bh * n_q + tile * BM, 0])
+    else:  # by pointers, as a descriptor's tile would be held in registers
+        q = head(q, b, hk * GROUP, stride_qb, stride_qh)
+        q_tile = load_packed(q, b, hk, tile * BM, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, True, False)
     s0, s1, k0, k1 = row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
     sinks_low, sinks_high = tl.min(s0, 0), tl.max(s1, 0)
     low, high = tl.min(k0, 0), tl.max(k1, 0)
@@ -79,28 +86,28 @@ def attention_fwd_kernel(
     acc = tl.zeros([BM, PADDED], dtype=ACC)
     m = tl.full([BM], float("-inf"), dtype=ACC)
     l = tl.zeros([BM], dtype=ACC)
-    if ALIGNED:
+    if MASKS == "none":
         in_sinks = (sinks_high - sinks_low) // BN
         first, last = share(in_sinks + (high - low) // BN, split, SPLITS)
-        for t in tl.range(first, last, num_stages=STAGES):
+        for t in tl.range(first, last, num_stages=STAGES, warp_specialize=WARP_SPECIALIZE):
             n = tl.where(t < in_sinks, sinks_low + t * BN, low + (t - in_sinks) * BN)
             acc, m, l = _attend(
-                n, high, k0, k1, q_tile, acc, m, l, k_base, v_base, stride_kn, stride_vn, scale_log2,
-                WIDTH, PADDED, BN, False, PRECISION,
+                n, high, k0, k1, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
+                scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
     else:
-        begin, full = full_range(k0, k1, low, high, BN)
+        begin, full = full_range(k0, k1, low, high, BN, MASKS)
         first, last = share(full, split, SPLITS)
         for t in tl.range(first, last, num_stages=STAGES):
             acc, m, l = _attend(
-                begin + t * BN, high, k0, k1, q_tile, acc, m, l, k_base, v_base, stride_kn, stride_vn, scale_log2,
-                WIDTH, PADDED, BN, False, PRECISION,
+                begin + t * BN, high, k0, k1, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
+                scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
         end = begin + full * BN
         in_sinks = tl.cdiv(sinks_high - sinks_low, BN)
         left = in_sinks + tl.cdiv(begin - low, BN)
         first, last = share(left + tl.cdiv(high - end, BN), split, SPLITS)
-        for t in tl.range(first, last, num_stages=1):
+        for t in tl.range(first, last, num_stages=STAGES if MASKS == "all" else 1):
             of_sinks = t < in_sinks
             n = tl.where(t < left, low + (t - in_sinks) * BN, end + (t - left) * BN)
             limit = tl.where(t < left, begin, high)
@@ -108,14 +115,14 @@ def attention_fwd_kernel(
             limit = tl.where(of_sinks, sinks_high, limit)
             from_, below = tl.where(of_sinks, s0, k0), tl.where(of_sinks, s1, k1)
             acc, m, l = _attend(
-                n, limit, from_, below, q_tile, acc, m, l, k_base, v_base, stride_kn, stride_vn, scale_log2,
-                WIDTH, PADDED, BN, True, PRECISION,
+                n, limit, from_, below, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
+                scale_log2, WIDTH, PADDED, BN, True, TMA, PRECISION,
             )  # fmt: skip
 
     some = l > 0
     acc = acc / tl.where(some, l, 1.0)[:, None]
     result = tl.where(some, (m + tl.math.log2(tl.where(some, l, 1.0))) * LN2, float("-inf"))
-    at = ((split * batch + b) * heads_k * GROUP + heads) * n_q + i
+    at = (((split * batch + b) * heads_k + hk).to(tl.int64) * GROUP + g) * n_q + i
     tl.store(lse + at, result, mask=inside)
     store_rows(out, at * WIDTH, inside, acc, WIDTH, PADDED)
 

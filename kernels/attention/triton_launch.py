@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from mirasol.kernels.attention import configs
 from mirasol.kernels.attention.tables import visibility_tables
@@ -68,14 +71,19 @@ class _Problem:
         chunks = (self.q_chunk, self.k_chunk)
         return (self.n_q, self.n_k, *chunks, shift, min(window, most), min(self.where.sinks, most))
 
-    def aligned(self, block_m: int, block_n: int) -> bool:
-        """Whether no key tile of any query tile needs a mask: rows of one chunk, chunks of whole key tiles."""
+    def aligned(self, kernel: str, tile: configs.Tile) -> bool:
+        """Whether no tile of a kernel needs a mask."""
+        over_rows = kernel == configs.BACKWARD_KV
+        return (self._rows_aligned if over_rows else self._keys_aligned)(tile.block_m, tile.block_n)
+
+    def _keys_aligned(self, block_m: int, block_n: int) -> bool:
+        """No key tile of any query tile needs a mask: rows of one chunk, chunks of whole key tiles."""
         one_chunk = self.chunks_q <= 1 or (self.q_chunk * self.group) % block_m == 0
         whole = self.n_k % block_n == 0 and (self.chunks_k <= 1 or self.k_chunk % block_n == 0)
         return self._plain and one_chunk and whole
 
-    def aligned_columns(self, block_m: int, block_n: int) -> bool:
-        """Whether no query tile of any key tile needs a mask: keys of one chunk, chunks of whole query tiles."""
+    def _rows_aligned(self, block_m: int, block_n: int) -> bool:
+        """No query tile of any key tile needs a mask: keys of one chunk, chunks of whole query tiles."""
         one_chunk = self.chunks_k <= 1 or self.k_chunk % block_n == 0
         rows, chunk = self.n_q * self.group, self.q_chunk * self.group
         return self._plain and one_chunk and rows % block_m == 0 and (self.chunks_q <= 1 or chunk % block_m == 0)
@@ -147,7 +155,7 @@ def forward(
         return out.zero_(), lse.fill_(float("-inf"))
     with on_device(q):
         problem, aim = _problem(q, k, where), target(q.device)
-        tile = configs.tile(configs.FORWARD, q.shape[3], q.element_size(), aim)
+        tile = _tile(configs.FORWARD, problem, aim, q, k, v)
         programs = triton.cdiv(problem.n_q * problem.group, tile.block_m) * problem.batch * problem.heads_k
         splits = configs.splits(programs, triton.cdiv(problem.most_keys, tile.block_n), aim)
         if splits == 1:
@@ -174,12 +182,16 @@ def _launch_forward(
     aim: Target,
 ) -> None:
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3])
+    constants = _constants(problem, tile, q.dtype, aim)
+    if tile.warp_specialize:
+        q = _describe(q.reshape(-1, problem.width), [tile.block_m, _padded(problem.width, aim)])
+    k, v = _key_sources((k, v), problem, tile, aim)
     attention_fwd_kernel[(programs, splits)](
         *(q, k, v, out, lse, problem.rows, *strides, *problem.lengths(), problem.batch, problem.heads_k),
         scale * _LOG2E,
-        **_shared(problem, tile, q.dtype, aim),
+        **constants,
         SPLITS=splits,
-        ALIGNED=problem.aligned(tile.block_m, tile.block_n),
+        WARP_SPECIALIZE=tile.warp_specialize,
     )
 
 
@@ -223,17 +235,18 @@ def backward(
         strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *grad.stride()[:3])
         sizes = (*problem.lengths(), problem.batch, problem.heads_k, scale, scale * _LOG2E)
         pairs = problem.batch * problem.heads_k
-        tile = configs.tile(configs.BACKWARD_KV, q.shape[3], q.element_size(), aim)
+        tile = _tile(configs.BACKWARD_KV, problem, aim, q, k, v, grad)
+        rows, grads = _packed_sources((q, grad), problem, tile, aim)
+        keys, values = _key_sources((k, v), problem, tile, aim)
         attention_bwd_dkdv_kernel[(triton.cdiv(problem.n_k, tile.block_n) * pairs,)](
-            *(q, k, v, grad, lse, delta, dk, dv, problem.columns, *strides, *sizes),
-            **_shared(problem, tile, q.dtype, aim),
-            ALIGNED=problem.aligned_columns(tile.block_m, tile.block_n),
+            *(rows, keys, values, grads, lse, delta, dk, dv, problem.columns, *strides, *sizes),
+            **_constants(problem, tile, q.dtype, aim),
         )
-        tile = configs.tile(configs.BACKWARD_Q, q.shape[3], q.element_size(), aim)
+        tile = _tile(configs.BACKWARD_Q, problem, aim, q, k, v, grad)
+        keys, values = _key_sources((k, v), problem, tile, aim)
         attention_bwd_dq_kernel[(triton.cdiv(problem.n_q * problem.group, tile.block_m) * pairs,)](
-            *(q, k, v, grad, lse, delta, dq, problem.rows, *strides, *sizes),
-            **_shared(problem, tile, q.dtype, aim),
-            ALIGNED=problem.aligned(tile.block_m, tile.block_n),
+            *(q, keys, values, grad, lse, delta, dq, problem.rows, *strides, *sizes),
+            **_constants(problem, tile, q.dtype, aim),
         )
     return dq, dk, dv
 
@@ -263,8 +276,20 @@ def _launch_delta(
     return delta
 
 
-def _shared(problem: _Problem, tile: configs.Tile, dtype: torch.dtype, aim: Target) -> dict[str, object]:
-    """Compile-time arguments that all attention kernels take."""
+def _tile(kernel: str, problem: _Problem, aim: Target, *tensors: torch.Tensor) -> configs.Tile:
+    """The tile without masks where it fits the chunks, else the one with masks."""
+    size = tensors[0].element_size()
+    tma = _tma_can_read(*tensors) and problem.group in (1, 2, 4, 8, 16)
+    flat = problem.group == 1 and tensors[0].is_contiguous()
+    for masked in (False, True):
+        tile = configs.tile(kernel, problem.width, size, aim, masked=masked, tma=tma, flat=flat)
+        if masked or problem.aligned(kernel, tile):
+            break
+    return tile
+
+
+def _constants(problem: _Problem, tile: configs.Tile, dtype: torch.dtype, aim: Target) -> dict[str, object]:
+    """Compile-time arguments that the attention kernels share."""
     return {
         "WIDTH": problem.width,
         "PADDED": _padded(problem.width, aim),
@@ -273,12 +298,39 @@ def _shared(problem: _Problem, tile: configs.Tile, dtype: torch.dtype, aim: Targ
         "GROUP": problem.group,
         "CAUSAL": problem.where.causal,
         "TABLE": problem.where.in_table,
+        "MASKS": tile.masks,
         "ACC": _DTYPES[accumulate_dtype(dtype)],
         "PRECISION": "tf32" if dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else "ieee",
+        "TMA": tile.tma,
         "STAGES": tile.stages,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
+
+
+def _packed_sources(tensors: Sequence[torch.Tensor], problem: _Problem, tile: configs.Tile, aim: Target) -> list[Any]:
+    """Where kernels load packed rows from: the tensors, or descriptors of [B, N, H, D]."""
+    block = [1, tile.block_m // problem.group, problem.group, _padded(problem.width, aim)]
+    return [_describe(t.transpose(1, 2), block) if tile.tma else t for t in tensors]
+
+
+def _key_sources(tensors: Sequence[torch.Tensor], problem: _Problem, tile: configs.Tile, aim: Target) -> list[Any]:
+    """Where kernels load keys and values from: the tensors, or descriptors of [B, Hkv, N, D]."""
+    block = [1, 1, tile.block_n, _padded(problem.width, aim)]
+    return [_describe(t, block) if tile.tma else t for t in tensors]
+
+
+def _describe(t: torch.Tensor, block: list[int]) -> TensorDescriptor:
+    """A descriptor that loads blocks of a tensor, zeros beyond its edges."""
+    return TensorDescriptor(t, list(t.shape), list(t.stride()), block)
+
+
+def _tma_can_read(*tensors: torch.Tensor) -> bool:
+    """Whether bases and strides are multiples of 16 bytes, as descriptors require."""
+    return all(
+        t.data_ptr() % 16 == 0 and all(stride * t.element_size() % 16 == 0 for stride in t.stride()[:3])
+        for t in tensors
+    )
 
 
 def _padded(width: int, aim: Target) -> int:

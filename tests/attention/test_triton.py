@@ -80,8 +80,8 @@ def test_aligned_layouts_need_no_mask(n_q: int, n_k: int, layout: dict[str, Any]
         layout["q_chunk"], layout.get("k_chunk", layout["q_chunk"]), *(None,) * 4, layout.get("window"), 0, False
     )
     q, k = torch.empty(1, 2, n_q, 8), torch.empty(1, 1, n_k, 8)
-    assert triton_launch._problem(q, k, where).aligned(16, 16)
-    assert triton_launch._problem(q, k, where).aligned_columns(16, 16)
+    problem = triton_launch._problem(q, k, where)
+    assert all(problem.aligned(kernel, Tile(16, 16, 4, 1)) for kernel in configs.KERNELS)
     compare(case)
 
 
@@ -90,12 +90,18 @@ def test_what_is_not_aligned() -> None:
         where = triton_launch.Where(chunk, chunk, *(None,) * 4, None, 0, rule.get("causal", False))
         return triton_launch._problem(torch.empty(1, 1, n, 8), torch.empty(1, 1, n, 8), where)
 
-    assert not problem(64, 24).aligned(16, 16)
-    assert not problem(72, 24).aligned(16, 8)
-    assert problem(72, 24).aligned(8, 8)
-    assert not problem(70, 16).aligned(16, 16)
-    assert not problem(64, 32, causal=True).aligned(16, 16)
-    assert not problem(64, 1).aligned(16, 16)
+    def aligned(found: Any, block_m: int, block_n: int) -> tuple[bool, bool]:
+        tile = Tile(block_m, block_n, 4, 1)
+        return found.aligned(configs.FORWARD, tile), found.aligned(configs.BACKWARD_KV, tile)
+
+    assert aligned(problem(64, 24), 16, 16) == (False, False)
+    assert aligned(problem(72, 24), 16, 8) == (False, False)
+    assert aligned(problem(72, 24), 8, 8) == (True, True)
+    assert aligned(problem(70, 16), 16, 16) == (False, False)
+    assert aligned(problem(70, 70), 16, 16) == (False, False)
+    assert aligned(problem(70, 70), 16, 10) == (True, False)
+    assert aligned(problem(64, 32, causal=True), 16, 16) == (False, False)
+    assert aligned(problem(64, 1), 16, 16) == (False, False)
 
 
 @pytest.mark.parametrize("name", ["window_and_sinks", "packed_uneven", "last_rows_causal"])
@@ -251,3 +257,34 @@ def test_the_interpreter_refuses_bfloat16() -> None:
     low = torch.zeros(1, 1, 4, 8, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="interpreter does not compute in bfloat16"):
         chunked_attention(low, low, low, q_chunk=2, backend="triton")
+
+
+@pytest.mark.parametrize("name", ["chunk_causal", "window_and_sinks", "last_rows_causal", "packed"])
+def test_loads_by_descriptors(name: str) -> None:
+    with configs.pinned(**dict.fromkeys(configs.KERNELS, Tile(16, 16, 4, 1, tma=True))):
+        compare(NAMED[name], width=16)
+
+
+@pytest.mark.parametrize("name", ["window_and_sinks", "packed"])
+def test_one_loop_that_masks_every_tile(name: str) -> None:
+    with configs.pinned(**dict.fromkeys(configs.KERNELS, Tile(16, 16, 4, 1, masks="all"))):
+        compare(NAMED[name])
+
+
+def test_the_form_that_specialises_warps() -> None:
+    """The interpreter runs its host code and its own way to load queries, not the specialisation itself."""
+    seen = []
+    choose = triton_launch._tile
+
+    def spy(*args: Any) -> Tile:
+        seen.append(choose(*args))
+        return seen[-1]
+
+    pinned = Tile(16, 16, 4, 1, tma=True, warp_specialize=True)
+    with pytest.MonkeyPatch.context() as patch, configs.pinned(forward=pinned):
+        patch.setattr(triton_launch, "_tile", spy)
+        compare(Case("aligned", 64, 64, {"q_chunk": 32}), heads=2, kv_heads=2, width=16)
+        assert seen[0].warp_specialize
+        compare(Case("grouped", 64, 64, {"q_chunk": 32}), heads=2, kv_heads=1, width=16)
+        compare(Case("masked", 40, 40, {"q_chunk": 20}), heads=2, kv_heads=2, width=16)
+        assert not any(found.warp_specialize for found in seen[1:])

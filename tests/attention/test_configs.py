@@ -1,0 +1,82 @@
+"""The configurations are a pure function with an answer for every supported call."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mirasol.kernels.attention import configs
+from mirasol.kernels.attention.configs import KERNELS, WIDTHS, Tile
+from mirasol.kernels.core.device import INTERPRETER, Target
+
+AMPERE = Target(80, "cuda", 108, 166912)
+HOPPER = Target(90, "cuda", 132, 232448)
+BLACKWELL = Target(100, "cuda", 148, 232448)
+AMD = Target(0, "hip", 304, 65536)
+TARGETS = [AMPERE, HOPPER, BLACKWELL, AMD, INTERPRETER]
+
+widths = st.integers(1, configs.MOST_WIDTH)
+targets = st.sampled_from(TARGETS)
+
+
+@given(st.sampled_from(KERNELS), widths, st.sampled_from([2, 4]), targets, st.booleans(), st.booleans(), st.booleans())
+def test_every_call_has_a_tile(
+    kernel: str, width: int, itemsize: int, target: Target, masked: bool, tma: bool, flat: bool
+) -> None:
+    tile = configs.tile(kernel, width, itemsize, target, masked=masked, tma=tma, flat=flat)
+    assert all(size & (size - 1) == 0 and size >= 16 for size in (tile.block_m, tile.block_n))
+    assert (tile.masks == "none") == (not masked)
+    assert not tile.tma or (tma and target.arch >= 90)
+    assert not tile.warp_specialize
+    assert tile == configs.tile(kernel, width, itemsize, target, masked=masked, tma=tma, flat=flat)
+
+
+def test_every_row_says_where_it_comes_from() -> None:
+    for target in (AMPERE, HOPPER, BLACKWELL):
+        for tma in (False, True):
+            rows = configs.table(target, tma)
+            assert len(rows) == len(KERNELS) * len(WIDTHS) * 2 * 2
+            assert all(tile.source == "compiled" or tile.source.startswith("measured on") for tile in rows.values())
+
+
+@given(widths)
+def test_padding_is_the_least_that_fits(width: int) -> None:
+    padded = configs.padded_width(width)
+    assert padded >= width
+    assert padded in WIDTHS
+    assert not any(width <= other < padded for other in WIDTHS)
+
+
+def test_warps_are_specialised_only_when_asked_and_only_on_hopper() -> None:
+    def chosen(target: Target, masked: bool = False, flat: bool = True) -> bool:
+        return configs.tile(configs.FORWARD, 128, 2, target, masked=masked, tma=True, flat=flat).warp_specialize
+
+    assert not chosen(HOPPER)
+    with configs.warp_specialized():
+        assert chosen(HOPPER)
+        assert not chosen(HOPPER, masked=True)
+        assert not chosen(HOPPER, flat=False)
+        assert not chosen(BLACKWELL)
+        assert not chosen(AMPERE)
+    assert not chosen(HOPPER)
+
+
+def test_pinned_tiles_hold_inside_the_block_only() -> None:
+    before = configs.tile(configs.FORWARD, 64, 2, HOPPER, masked=True, tma=True)
+    with configs.pinned(forward=Tile(64, 32, 4, 1)):
+        assert configs.tile(configs.FORWARD, 64, 2, HOPPER, masked=True, tma=True) == Tile(64, 32, 4, 1)
+    assert configs.tile(configs.FORWARD, 64, 2, HOPPER, masked=True, tma=True) == before
+
+
+@given(st.integers(1, 4096), st.integers(0, 10**6), targets)
+def test_keys_are_split_only_where_the_device_would_idle(programs: int, key_tiles: int, target: Target) -> None:
+    splits = configs.splits(programs, key_tiles, target)
+    assert splits >= 1
+    assert splits == 1 or programs * splits <= 2 * target.multiprocessors
+    assert splits == 1 or key_tiles // splits >= 1
+
+
+@pytest.mark.parametrize(("programs", "key_tiles"), [(4, 1000), (1, 128)])
+def test_a_streaming_step_fills_the_device(programs: int, key_tiles: int) -> None:
+    assert programs * configs.splits(programs, key_tiles, HOPPER) >= 64
