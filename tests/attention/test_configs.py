@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
+
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirasol.kernels.attention import configs
+from mirasol.kernels.attention import configs, search
 from mirasol.kernels.attention.configs import KERNELS, WIDTHS, Tile
 from mirasol.kernels.core.device import INTERPRETER, Target
 
@@ -80,3 +84,26 @@ def test_keys_are_split_only_where_the_device_would_idle(programs: int, key_tile
 @pytest.mark.parametrize(("programs", "key_tiles"), [(4, 1000), (1, 128)])
 def test_a_streaming_step_fills_the_device(programs: int, key_tiles: int) -> None:
     assert programs * configs.splits(programs, key_tiles, HOPPER) >= 64
+
+
+def test_the_search_ranks_what_runs_and_prints_rows() -> None:
+    """The interpreter runs the kernels; a timer that counts programs' keys stands in for a GPU's."""
+    problem = search.Problem(1, 1, 2, 32, 16, torch.float32)
+    tiles = [Tile(16, 16, 4, 1), Tile(32, 32, 4, 1), Tile(24, 16, 4, 1)]  # the last is no power of two: it fails
+
+    def timer(call: Callable[[], object]) -> float:
+        call()
+        return 1.0 / configs._pinned[configs.FORWARD].block_m
+
+    found = search.search(problem, configs.FORWARD, tiles, timer, "cpu")
+    assert [tile.block_m for _, tile in found] == [32, 16]
+    row = search.format_row(problem, configs.FORWARD, found[0][1], True, "a test")
+    (key,) = ast.literal_eval("[" + row.split(": Tile")[0].strip() + "]")
+    assert key == ("forward", 64, 4, True)
+    assert "measured on a test" in row
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what happens without a GPU")
+def test_the_search_needs_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert search.main([]) == 1
+    assert "needs a GPU" in capsys.readouterr().err
