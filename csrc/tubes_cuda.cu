@@ -21,11 +21,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks) tubes_extract_kernel(const 
   const Factors3 by(launch, lane * kWide<Out>);
   for (uint32_t item = blockIdx.x * kWarps + warp; item < launch.items; item += gridDim.x * kWarps) {
     const Task& task = find_task(launch, item);
-    const Run run = find_run(launch.clip, task, item);
-    stage_run<In, packed>(launch, task, run, lane, stage);
-    __syncwarp();
-    emit_run<In, Out>(launch, task, run, by, lane, stage);
-    __syncwarp();
+    Run run = find_run(launch.clip, task, item);
+    do {
+      stage_run<In, packed>(launch, task, run, lane, stage);
+      __syncwarp();
+      emit_run<In, Out>(launch, task, run, by, lane, stage);
+      __syncwarp();
+    } while (next_run(task, run));
   }
 }
 

@@ -5,24 +5,26 @@
 namespace mirasol {
 namespace {
 
+template <class In, class Out, bool packed>
+void walk_run(const Launch& launch, const Task& task, const Run& run) {
+  alignas(32) In stage[kRunElements];
+  // Neither number format reads all ones as a pixel that a test would expect.
+  std::memset(static_cast<void*>(stage), 0xff, sizeof(stage));
+  for (int lane = 0; lane < kLanes; ++lane) stage_run<In, packed>(launch, task, run, lane, stage);
+  for (int lane = 0; lane < kLanes; ++lane) {
+    emit_run<In, Out>(launch, task, run, Factors3(launch, lane * kWide<Out>), lane, stage);
+  }
+}
+
 template <class In, class Out>
 void walk_extract(const Launch& launch) {
-  alignas(32) In stage[kRunElements];
+  const auto walk = launch.packed ? walk_run<In, Out, true> : walk_run<In, Out, false>;
   for (uint32_t item = 0; item < launch.items; ++item) {
     const Task& task = find_task(launch, item);
-    const Run run = find_run(launch.clip, task, item);
-    // Neither number format reads all ones as a pixel that a test would expect.
-    std::memset(static_cast<void*>(stage), 0xff, sizeof(stage));
-    for (int lane = 0; lane < kLanes; ++lane) {
-      if (launch.packed) {
-        stage_run<In, true>(launch, task, run, lane, stage);
-      } else {
-        stage_run<In, false>(launch, task, run, lane, stage);
-      }
-    }
-    for (int lane = 0; lane < kLanes; ++lane) {
-      emit_run<In, Out>(launch, task, run, Factors3(launch, lane * kWide<Out>), lane, stage);
-    }
+    Run run = find_run(launch.clip, task, item);
+    do {
+      walk(launch, task, run);
+    } while (next_run(task, run));
   }
 }
 

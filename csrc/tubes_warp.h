@@ -1,8 +1,8 @@
 // What one warp of the GPU does, as functions of the lane, so that the same code can be walked through on the CPU.
 //
-// A warp's item is a run of at most 256 pixels of one token. First its lanes copy the run into the block's memory, in
+// A warp's item is a token, taken in runs of at most 256 pixels. First the lanes copy a run into the block's memory, in
 // the order of the token, with the widest accesses that alignment allows. Then they normalise it from there and write it
-// out, 16 bytes a lane side by side.
+// out, 16 bytes a lane side by side. Offsets inside a token take 32 bits, those of tokens 64.
 #pragma once
 
 #include <cstdint>
@@ -21,8 +21,7 @@ struct Task {  // one tube of a launch
   Tube tube;
   void* tokens;
   uint32_t first_item;  // of the launch
-  uint32_t run;         // pixels of an item; the last of a token may be shorter
-  Divider by_runs;      // item -> token: runs of a token
+  uint32_t run;         // pixels at once; the last run of a token may be shorter
   uint8_t load_bytes;   // width of one load
   bool wide_stores;     // whether 16-byte stores are aligned
 };
@@ -31,30 +30,37 @@ struct Launch {
   Clip clip;
   const void* video;
   bool packed;  // the channels of a pixel, and the pixels of a row, lie side by side
+  int32_t step[3];  // the clip's strides t, h, w once more
   float scale[kChannels], shift[kChannels];
   uint32_t tasks, items;
   Task task[kMaxTasks];
 };
 
-struct Run {  // where an item reads and writes
+struct Run {
   int64_t origin;        // of its token in the clip, in elements
-  int64_t first_output;  // element of the tube's tokens
+  int64_t output;        // of its token among the tube's, in elements
   uint32_t first_pixel;  // of its token
   uint32_t pixels;
 };
 
+// The first run of an item.
 MIRASOL_HD Run find_run(const Clip& clip, const Task& task, uint32_t item) {
-  const Tube& tube = task.tube;
   uint32_t token = item - task.first_item;
-  const uint32_t part = task.by_runs.split(token);
   Run run;
-  run.first_pixel = part * task.run;
-  const uint32_t left = tube.pixels() - run.first_pixel;
-  run.pixels = left < task.run ? left : task.run;
-  run.first_output = (int64_t{token} * tube.pixels() + run.first_pixel) * kChannels;
-  const Place at = tube.token(token);
-  run.origin = tube.origin(clip, token, at);
+  run.first_pixel = 0;
+  run.pixels = task.run < task.tube.pixels() ? task.run : task.tube.pixels();
+  run.output = int64_t{token} * task.tube.elements();
+  const Place at = task.tube.token(token);
+  run.origin = task.tube.origin(clip, token, at);
   return run;
+}
+
+// Moves on to the next run of the same token, unless there is none.
+MIRASOL_HD bool next_run(const Task& task, Run& run) {
+  run.first_pixel += run.pixels;
+  const uint32_t left = task.tube.pixels() - run.first_pixel;
+  run.pixels = left < task.run ? left : task.run;
+  return left != 0;
 }
 
 template <int Bytes>
@@ -93,6 +99,19 @@ MIRASOL_HD Piece<Bytes> read(const void* from) {
 #endif
 }
 
+// Writes 16 bytes at once, which a compiler may otherwise split, or one element.
+template <class T>
+MIRASOL_HD void write(void* to, const T& data) {
+#ifdef __CUDA_ARCH__
+  if constexpr (sizeof(T) == sizeof(uint4)) {
+    uint4 words;
+    memcpy(&words, &data, sizeof(words));
+    return __stwb(static_cast<uint4*>(to), words);
+  }
+#endif
+  *static_cast<T*>(to) = data;
+}
+
 // Moves a lane's pieces, several at a time: `load(piece)` for all of them before the first `store(piece, data)`, so that
 // their latencies overlap.
 template <class In, int Bytes, class Load, class Store>
@@ -124,7 +143,7 @@ MIRASOL_HD void stage_packed(const Launch& launch, const Task& task, const Run& 
     uint32_t t = task.tube.by_elements.quotient(column);
     column -= t * row_elements;
     const uint32_t h = task.tube.by_plane.split(t);
-    return read<Bytes>(from + (t * launch.clip.stride[1] + h * launch.clip.stride[2] + column));
+    return read<Bytes>(from + static_cast<int32_t>(t * launch.step[0] + h * launch.step[1] + column));
   };
   const auto store = [&](uint32_t piece, const Piece<Bytes>& data) {
     *reinterpret_cast<Piece<Bytes>*>(stage + piece * each) = data;
@@ -140,7 +159,8 @@ MIRASOL_HD void stage_planar(const Launch& launch, const Task& task, const Run& 
   const auto load = [&](uint32_t piece) {
     const uint32_t group = piece / kChannels, channel = piece % kChannels;
     const Place at = task.tube.pixel(run.first_pixel + group * each);
-    return read<Bytes>(from + inside(launch.clip, at) + channel * launch.clip.stride[4]);
+    const int32_t offset = at.t * launch.step[0] + at.h * launch.step[1] + at.w * launch.step[2];
+    return read<Bytes>(from + channel * launch.clip.stride[4] + offset);
   };
   const auto store = [&](uint32_t piece, const Piece<Bytes>& data) {
     const uint32_t group = piece / kChannels, channel = piece % kChannels;
@@ -206,7 +226,8 @@ MIRASOL_HD void emit(const Run& run, Factors3 by, int lane, const In* stage, Out
     In pixel[Each];
   };
   const uint32_t count = run.pixels * kChannels / Each;
-#pragma unroll 3
+  // Every third time the factors are those of the first again; wide pixels leave no registers for that.
+#pragma unroll(sizeof(In) == 4 ? 1 : 3)
   for (uint32_t piece = lane; piece < count; piece += kLanes) {
     const Pixels pixels = *reinterpret_cast<const Pixels*>(stage + piece * Each);
     Elements made;
@@ -215,7 +236,7 @@ MIRASOL_HD void emit(const Run& run, Factors3 by, int lane, const In* stage, Out
       const float pixel = convert<float>(pixels.pixel[j]);
       made.element[j] = convert<Out>(pixel * by.scale[j % kChannels] + by.shift[j % kChannels]);
     }
-    *reinterpret_cast<Elements*>(out + piece * Each) = made;
+    write(out + piece * Each, made);
     by.advance(kLanes * Each);
   }
 }
@@ -224,7 +245,7 @@ MIRASOL_HD void emit(const Run& run, Factors3 by, int lane, const In* stage, Out
 template <class In, class Out>
 MIRASOL_HD void emit_run(const Launch& launch, const Task& task, const Run& run, const Factors3& by, int lane,
                          const In* stage) {
-  Out* out = static_cast<Out*>(task.tokens) + run.first_output;
+  Out* out = static_cast<Out*>(task.tokens) + run.output + run.first_pixel * kChannels;
   if (task.wide_stores) {
     emit<In, Out, kWide<Out>>(run, by, lane, stage, out);
   } else {

@@ -63,17 +63,27 @@ def tell_missing(device: str) -> None:
         logging.getLogger("mirasol").warning("extract_tubes uses plain PyTorch, which is several times slower: %s", why)
 
 
-def refusals(tensor: torch.Tensor, dtype: torch.dtype, tubes: int) -> list[str]:
-    """One sentence for each reason why native code cannot serve a call on this tensor with so many tubes."""
+def _span(video: torch.Tensor, tubes: Sequence[int]) -> int:
+    """Elements of a clip's storage that one token reaches over, each channel by itself."""
+    strides = video.stride()[1:4]
+    kernels = [tubes[i : i + 3] for i in range(0, len(tubes), 9)]
+    return max(sum((k - 1) * s for k, s in zip(kernel, strides, strict=True)) for kernel in kernels) + 3
+
+
+def refusals(tensor: torch.Tensor, dtype: torch.dtype, tubes: Sequence[int]) -> list[str]:
+    """One sentence for each reason why native code cannot serve a call on a clip, or on gradients of tokens."""
     device = tensor.device.type
     if device not in _MODULES:
         return [f"there is no native code for tensors on {tensor.device}."]
     module, why = _load(_MODULES[device])
     reasons = [] if module is not None else [f"{why}."]
-    if device == "cuda" and torch.float64 in (tensor.dtype, dtype):
-        reasons.append("the CUDA kernels do not serve float64.")
-    if device == "cuda" and tubes > _TUBES_A_LAUNCH:
-        reasons.append(f"the CUDA kernels serve at most {_TUBES_A_LAUNCH} tubes at once, not {tubes}.")
+    if device == "cuda":
+        if torch.float64 in (tensor.dtype, dtype):
+            reasons.append("the CUDA kernels do not serve float64.")
+        if len(tubes) > 9 * _TUBES_A_LAUNCH:
+            reasons.append(f"the CUDA kernels serve at most {_TUBES_A_LAUNCH} tubes at once.")
+        if tensor.ndim == 5 and _span(tensor, tubes) >= 2**31:
+            reasons.append("the CUDA kernels do not serve tokens that span 2^31 elements of the clip.")
     return reasons
 
 

@@ -23,7 +23,7 @@ def _choose_native(backend: str, tensor: torch.Tensor, dtype: torch.dtype, numbe
     """Whether native code serves the call. Asked when the operator runs: a compiled graph holds no such choice."""
     if backend == "torch":
         return False
-    refusals = native.refusals(tensor, dtype, len(numbers) // 9)
+    refusals = native.refusals(tensor, dtype, numbers)
     if backend == "native" and refusals:
         raise ValueError('extract_tubes cannot run with backend="native": ' + " ".join(refusals))
     if refusals:

@@ -191,6 +191,15 @@ def test_strides_of_terabytes_do_not_overflow():
         )
 
 
+def test_tokens_that_span_too_much_are_refused_by_the_launch():
+    video = torch.zeros(1, 3, 2, 2, 3, dtype=torch.uint8)
+    call, _tokens = arguments(video, [Tube((3, 1, 1), (1, 1, 1))], torch.float32)
+    with pytest.raises(ValueError, match="a token must span fewer than 2\\^31 elements"):
+        module().rehearse(*call[:3], [0, 2**30, 6, 3, 1], *call[4:])
+    far = torch.empty_strided((1, 3, 2, 2, 3), (0, 2**30, 6, 3, 1), dtype=torch.uint8, device="meta")
+    assert native._span(far, call[4]) == 2**31 + 3
+
+
 REFUSED = {
     "a tube that does not fit": (4, [1, 1, 25, 1, 1, 1, 0, 0, 0], "yields no token"),
     "an offset beyond the clip": (4, [1, 1, 1, 1, 1, 1, 0, 20, 0], "yields no token"),
