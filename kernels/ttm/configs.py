@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from mirasol.kernels.core.device import Target
 from mirasol.kernels.ttm.params import TokenLearnerParams
 
 MOST_K = 128  # summary tokens of all summaries side by side
 MOST_HIDDEN = 128
+MOST_HIDDEN_FLOAT32 = 64  # more spills registers
 MOST_WIDTH = 2048
 WAVES = 2  # programs a multiprocessor that splits of the tokens aim at
 
@@ -57,7 +60,9 @@ def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target) -> Tiles:
     rows, width = padded(k, 64), padded(hidden, 64)
     if itemsize == 4:  # products of float32 by FMA: small tiles
         small = Tile(16, 32, 8, 1)
-        return Tiles(rows, width, Tile(32, 32, 8, 1), small, Tile(16, 16, 8, 1), small, small)
+        return Tiles(
+            rows, width, Tile(32, 32, 8, 1), Tile(16, 32, 16, 1), Tile(16, 16, 16 if rows > 64 else 8, 1), small, small
+        )
     wide = min(128, padded(d, 64))
     # the kernel with most registers: wider steps spill at J = 128, taller tiles before Hopper
     scores = Tile(64, 32 if width > 64 else 64, 8 if max(rows, width) > 64 else 4, 2)
@@ -67,7 +72,7 @@ def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target) -> Tiles:
         rows,
         width,
         hidden_layer=Tile(64, 64, 4, 3),
-        pool=Tile(64, 64 if target.arch < 90 else wide, 8 if rows > 64 else 4, 2),
+        pool=Tile(64, 64 if target.arch < 90 else wide if rows > 64 else min(256, padded(d, 64)), 8, 2),
         scores=scores,
         tokens=Tile(64, wide, 8, 1),
         weights=Tile(64, wide, 8 if max(rows, width) > 64 else 4, 3),
@@ -78,8 +83,13 @@ def size_refusals(side_by_side: Sequence[TokenLearnerParams]) -> list[str]:
     """One sentence for each reason why the kernels cannot run these summaries of the same tokens at a time."""
     k = sum(params.w2.shape[0] for params in side_by_side)
     hidden = sum(params.w1.shape[0] for params in side_by_side)
-    width = max(params.w1.shape[1] for params in side_by_side)
-    limits = (("summary tokens", k, MOST_K), ("hidden units", hidden, MOST_HIDDEN), ("width", width, MOST_WIDTH))
+    w1 = side_by_side[0].w1
+    most_hidden = MOST_HIDDEN_FLOAT32 if w1.dtype == torch.float32 else MOST_HIDDEN
+    limits = (
+        ("summary tokens", k, MOST_K),
+        (f"hidden units in {str(w1.dtype).removeprefix('torch.')}", hidden, most_hidden),
+        ("channels", w1.shape[1], MOST_WIDTH),
+    )
     return [f"Its kernels serve at most {most} {what}, there are {size}." for what, size, most in limits if size > most]
 
 
