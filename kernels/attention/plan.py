@@ -15,7 +15,7 @@ import torch
 from mirasol.kernels.attention.layout import Layout, Run, runs
 
 GROUP_ROWS = 256  # rows taken together where chunks are short
-LONE_ROWS = 16  # a run of at least so many rows is a block of its own
+SHORT_ROWS = 16  # runs of fewer rows are taken together, unless the caller says otherwise
 
 
 class Call(NamedTuple):
@@ -39,19 +39,21 @@ class Block(NamedTuple):
 
 
 @lru_cache(maxsize=256)
-def plan(layout: Layout, most_rows: int | None = None) -> tuple[Block, ...]:
+def plan(layout: Layout, most_rows: int | None = None, short_rows: int | None = None) -> tuple[Block, ...]:
     """Blocks that cover all visible pairs of a layout exactly once; rows that see nothing are left out.
 
     Args:
         most_rows: split blocks to at most so many rows (for backends that write scores out).
+        short_rows: runs of fewer rows are taken together; None means `SHORT_ROWS`.
     """
+    short_rows = SHORT_ROWS if short_rows is None else short_rows
     seeing = [run for run in runs(layout) if run.s1 > run.s0 or run.k1 > run.k0]
     if most_rows is not None:
         seeing = [part for run in seeing for part in _split(run, most_rows)]
     blocks: list[Block] = []
     group: list[Run] = []
     for run in seeing:
-        if group and not _joins(group, run):
+        if group and not _joins(group, run, short_rows):
             blocks.append(_block(group))
             group = []
         group.append(run)
@@ -69,9 +71,9 @@ def _split(run: Run, most_rows: int) -> list[Run]:
     return parts
 
 
-def _joins(group: list[Run], run: Run) -> bool:
+def _joins(group: list[Run], run: Run, short_rows: int) -> bool:
     last, rows = group[-1], run.q1 - group[0].q0
-    if last.q1 != run.q0 or rows > GROUP_ROWS or max(run.q1 - run.q0, last.q1 - last.q0) >= LONE_ROWS:
+    if last.q1 != run.q0 or rows > GROUP_ROWS or max(run.q1 - run.q0, last.q1 - last.q0) >= short_rows:
         return False
     together = [*group, run]
     span = _span(together)

@@ -46,7 +46,7 @@ def test_named_layouts_in_float64(case: Case, lse_gradient: bool) -> None:
 def test_random_layouts_in_float64(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
     monkeypatch.setattr(plan, "GROUP_ROWS", rng.choice([4, 16, 256]))  # small groups meet every way to cover a block
-    monkeypatch.setattr(plan, "LONE_ROWS", rng.choice([4, 128]))
+    monkeypatch.setattr(plan, "SHORT_ROWS", rng.choice([4, 128]))
     plan.plan.cache_clear()
     case = random_case(rng)
     compare(case, make_inputs(case, heads=rng.choice([2, 4]), batch=rng.choice([1, 2])))
