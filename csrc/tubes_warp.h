@@ -104,9 +104,12 @@ template <class T>
 MIRASOL_HD void write(void* to, const T& data) {
 #ifdef __CUDA_ARCH__
   if constexpr (sizeof(T) == sizeof(uint4)) {
-    uint4 words;
-    memcpy(&words, &data, sizeof(words));
-    return __stwb(static_cast<uint4*>(to), words);
+    uint4 w;
+    memcpy(&w, &data, sizeof(w));
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(w.x), "r"(w.y),
+                 "r"(w.z), "r"(w.w)
+                 : "memory");
+    return;
   }
 #endif
   *static_cast<T*>(to) = data;
