@@ -161,8 +161,12 @@ class BuildNative(build_ext):
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
-        built = Path(self.build_lib, *PACKAGE.split("."), "_build.json")
-        shutil.copyfile(built, Path(self.get_finalized_command("build_py").get_package_dir(PACKAGE), built.name))
+        package = Path(self.get_finalized_command("build_py").get_package_dir(PACKAGE))
+        shutil.copyfile(Path(self.build_lib, *PACKAGE.split("."), "_build.json"), package / "_build.json")
+        for ext in self.extensions:
+            built = Path(self.build_lib, self.get_ext_filename(ext.name))
+            if not built.exists():  # one of an earlier build would be older than its sources
+                (package / built.name).unlink(missing_ok=True)
 
 
 def version_of(compiler: str) -> str:

@@ -29,8 +29,8 @@ def bare(tmp_path_factory):
     return copy, {**os.environ, "PATH": str(copy / "nowhere"), "CXX": "no-such-compiler"}
 
 
-def _build(bare, kind: str) -> tuple[zipfile.ZipFile, str]:
-    copy, environment = bare
+def _build(bare, kind: str, **variables: str) -> tuple[zipfile.ZipFile, str]:
+    copy, environment = bare[0], {**bare[1], **variables}
     command = f"import setuptools.build_meta as b; print('made', b.build_{kind}('dist'))"
     run = subprocess.run([sys.executable, "-c", command], cwd=copy, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr
@@ -48,6 +48,33 @@ def test_without_a_compiler_the_wheel_is_pure_python_and_says_so(bare):
         assert not report[module]["built"]
         assert re.search(rf"\*\*\* mirasol: {module} was not built: .*slower", told)
     assert "no C++ compiler was found" in report["_native"]["why"]
+
+
+# Stands for a compiler: it makes the files that it is asked for.
+TOUCH = """#!/bin/sh
+before=
+for word; do
+  case "$before" in -o | -MF) : > "$word" ;; esac
+  before=$word
+done
+"""
+
+
+@pytest.mark.parametrize("skip", ["", "1"])
+def test_a_failing_cuda_build_does_not_cost_the_other_module(bare, tmp_path, skip):
+    tools = {"c++": TOUCH, "nvcc": "#!/bin/sh\necho 'nvcc fatal: out of luck' >&2\nexit 1\n"}
+    (tmp_path / "bin").mkdir()
+    for name, text in tools.items():
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    variables = {"CXX": str(tmp_path / "bin" / "c++"), "CUDA_HOME": str(tmp_path), "MIRASOL_SKIP_CUDA": skip}
+    wheel, told = _build(bare, "wheel", **variables)
+    modules = [name.split(".")[0] for name in wheel.namelist() if name.endswith(".so")]
+    assert modules == ["mirasol/kernels/tubes/_native"]
+    report = json.loads(wheel.read("mirasol/kernels/tubes/_build.json"))
+    assert report["_native"]["built"]
+    assert ("MIRASOL_SKIP_CUDA=1 was set" if skip else "nvcc fatal: out of luck") in report["_cuda"]["why"]
+    assert "*** mirasol: _cuda was not built" in told
 
 
 def test_an_editable_install_is_resolved_by_type_checkers_elsewhere(bare, tmp_path):
