@@ -141,8 +141,8 @@ def ttm_scan(
         outputs, memories = reference.ttm_scan(memory, inputs, read_params, checked, write_params)
         return outputs, memories if return_memories else memories[:, -1]
     kept = read_size + (0 if isinstance(write_params, EraseAddParams) else memory.shape[1])
-    parallel = scan.prefers_parallel(chunks, n, kept) if form == "auto" else form == "parallel"
-    out, mem = scan.scan(memory, inputs, read_params, checked, write_params, parallel, chosen)
+    chosen_form = scan.choose_form(inputs, kept, chosen) if form == "auto" else form
+    out, mem = scan.scan(memory, inputs, read_params, checked, write_params, chosen_form, chosen)
     return torch.stack(out, dim=1), torch.stack(mem, dim=1) if return_memories else mem[-1]
 
 
@@ -174,7 +174,6 @@ def ttm_step(
         process,
         write_params,
         times=None if time is None else time[None],
-        form="stepwise",
         backend=backend,
     )
     return outputs[:, 0], memory

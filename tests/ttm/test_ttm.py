@@ -29,7 +29,7 @@ from mirasol.kernels import (
 )
 from mirasol.kernels.ttm import reference
 from mirasol.kernels.ttm.params import EraseAddParams
-from mirasol.kernels.ttm.scan import prefers_parallel
+from mirasol.kernels.ttm.scan import choose_form
 from tolerance import assert_close, assert_within_budget
 
 VARIANTS = ["token_learner", "latent_query", "mean_pool"]
@@ -304,11 +304,12 @@ def test_strides_are_taken_as_they_come():
     assert_close("read", ttm_read(memory, inputs, params, backend="torch"), expected, rtol=1e-12)
 
 
-def test_autocast_gives_the_autocast_dtype():
+@pytest.mark.parametrize("form", ["auto", "parallel"])
+def test_autocast_gives_the_autocast_dtype(form):
     memory, inputs = tokens(2, 5, 16, dtype=torch.float32), tokens(2, 3, 7, 16, dtype=torch.float32)
     read, write = (token_learner_params(16, k, dtype=torch.float32) for k in (3, 5))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        outputs, last = ttm_scan(memory, inputs, read, torch.nn.LayerNorm(16), write)
+        outputs, last = ttm_scan(memory, inputs, read, torch.nn.LayerNorm(16), write, form=form)
     assert outputs.dtype == last.dtype == torch.bfloat16
     (outputs.float().sum() + last.float().sum()).backward()
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves(memory, inputs, read, write))
@@ -351,7 +352,7 @@ def test_scan_compiles_whole(write, dynamic, batches):
     weight, read_params, writing = tokens(d, d), token_learner_params(d, r), write_params(write, d, s, n, r)
 
     def run(memory, inputs, read_params, weight, writing):
-        return ttm_scan(memory, inputs, read_params, lambda z: torch.tanh(z @ weight), writing)
+        return ttm_scan(memory, inputs, read_params, lambda z: torch.tanh(z @ weight), writing, form="parallel")
 
     torch._dynamo.reset()
     compiled = torch.compile(run, fullgraph=True, backend="aot_eager", dynamic=dynamic)
@@ -404,9 +405,17 @@ def test_official_eager_form_is_the_reference():
 
 
 def test_choice_of_form():
-    assert prefers_parallel(chunks=16, inputs=448, kept=128)
-    assert not prefers_parallel(chunks=1, inputs=448, kept=128)
-    assert not prefers_parallel(chunks=16, inputs=1, kept=128)
+    def chosen(batch, chunks, inputs, backend="torch"):
+        return choose_form(torch.empty(batch, chunks, inputs, 768), 128, backend)
+
+    assert chosen(1, 16, 448) == "parallel"
+    assert chosen(1, 16, 32) == "plain"
+    assert chosen(8, 16, 200) == "stepwise"
+    assert chosen(1, 16, 448, "triton") == "parallel"
+    assert chosen(1, 1, 448, "triton") == "stepwise"
+    with torch.no_grad():
+        assert chosen(1, 16, 448) == "plain"
+        assert chosen(4, 16, 448) == "parallel"
 
 
 def test_refusals_name_the_argument():

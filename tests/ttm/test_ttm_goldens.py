@@ -9,7 +9,7 @@ from ttm_helpers import Golden
 from mirasol.kernels.ttm import ttm_scan
 from tolerance import assert_close
 
-FORMS = [("reference", "auto"), ("torch", "parallel"), ("torch", "stepwise")]
+FORMS = [("reference", "auto"), ("torch", "parallel"), ("torch", "stepwise"), ("torch", "auto")]
 GRADIENT_RTOL = {"erase_add_official": 5e-5}  # gradients cancel there, and float32 itself is that far from float64
 FILES = ["tokenlearner", "tokenlearner_pos", "latent_query", "erase_add_official"]
 
