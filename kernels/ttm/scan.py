@@ -18,15 +18,11 @@ from .reference import NORM_EPS, mlp
 from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, fold, prepare
 
 Process = Callable[[torch.Tensor], torch.Tensor]
-
-
-_SMALL = (
-    1 << 20
-)  # numbers in the tokens of a chunk's batch below which an operator's call costs a CPU more than it saves
+_SMALL = 1 << 20  # numbers in a chunk's tokens below which calling our operators costs a CPU more than it saves
 
 
 def choose_form(inputs: torch.Tensor, kept: int, backend: str) -> str:
-    """The fastest form for inputs [B, T, n, d]: "parallel", "stepwise" or "plain" (stepwise in PyTorch's own operators).
+    """The fastest form for inputs [B, T, n, d]: "parallel", "stepwise", or "plain": stepwise in PyTorch's operators.
 
     The parallel form's partials hold `kept` = r + s tokens a chunk (s = 0 for an erase-add write). On a CPU, measured
     with r + s = 128, it wins from twice as many input tokens on, with gradients or where the batch is not small.
