@@ -160,6 +160,7 @@ def full_range(low, high, any_low, any_high, BLOCK: tl.constexpr, MASKS: tl.cons
 
 
 @triton.jit
-def share(count, split, SPLITS: tl.constexpr):
-    """Which of `count` tiles belong to one of SPLITS programs: from, below."""
-    return count * split // SPLITS, count * (split + 1) // SPLITS
+def share(count):
+    """Which of `count` tiles belong to this program, of those along the grid's second axis: from, below."""
+    split, splits = tl.program_id(1), tl.num_programs(1)
+    return count * split // splits, count * (split + 1) // splits

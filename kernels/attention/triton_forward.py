@@ -54,10 +54,10 @@ def attention_fwd_kernel(
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
-    SPLITS: tl.constexpr, CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr,
+    CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr,
     PRECISION: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """out [SPLITS, B, H, Nq, D] and lse [SPLITS, B, H, Nq]: attention of BM packed rows to a share of their keys.
+    """out [splits, B, H, Nq, D] and lse [splits, B, H, Nq]: attention of BM packed rows to a share of their keys.
 
     MASKS "none" promises that the rows of a tile see the same keys and that BN divides both their ranges: one loop, no
     mask. "edges" masks only the tiles that some row does not see completely; "all" masks every tile in one loop, for
@@ -72,9 +72,7 @@ def attention_fwd_kernel(
     inside = i < n_q
     if not TMA:
         k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
-    if (
-        WARP_SPECIALIZE
-    ):  # by a descriptor of [B H Nq, D]: the only form that the compiler splits over two groups of warps
+    if WARP_SPECIALIZE:  # by a flat descriptor, the only form that the compiler splits over two groups of warps
         q_tile = q.load([bh * n_q + tile * BM, 0])
     else:  # by pointers, as a descriptor's tile would be held in registers
         q = head(q, b, hk * GROUP, stride_qb, stride_qh)
@@ -88,7 +86,7 @@ def attention_fwd_kernel(
     l = tl.zeros([BM], dtype=ACC)
     if MASKS == "none":
         in_sinks = (sinks_high - sinks_low) // BN
-        first, last = share(in_sinks + (high - low) // BN, split, SPLITS)
+        first, last = share(in_sinks + (high - low) // BN)
         for t in tl.range(first, last, num_stages=STAGES, warp_specialize=WARP_SPECIALIZE):
             n = tl.where(t < in_sinks, sinks_low + t * BN, low + (t - in_sinks) * BN)
             acc, m, l = _attend(
@@ -97,7 +95,7 @@ def attention_fwd_kernel(
             )  # fmt: skip
     else:
         begin, full = full_range(k0, k1, low, high, BN, MASKS)
-        first, last = share(full, split, SPLITS)
+        first, last = share(full)
         for t in tl.range(first, last, num_stages=STAGES):
             acc, m, l = _attend(
                 begin + t * BN, high, k0, k1, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
@@ -106,7 +104,7 @@ def attention_fwd_kernel(
         end = begin + full * BN
         in_sinks = tl.cdiv(sinks_high - sinks_low, BN)
         left = in_sinks + tl.cdiv(begin - low, BN)
-        first, last = share(left + tl.cdiv(high - end, BN), split, SPLITS)
+        first, last = share(left + tl.cdiv(high - end, BN))
         for t in tl.range(first, last, num_stages=STAGES if MASKS == "all" else 1):
             of_sinks = t < in_sinks
             n = tl.where(t < left, low + (t - in_sinks) * BN, end + (t - left) * BN)
@@ -127,21 +125,21 @@ def attention_fwd_kernel(
     store_rows(out, at * WIDTH, inside, acc, WIDTH, PADDED)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "splits"])
 def attention_combine_kernel(
-    parts, part_lse, out, lse, rows, WIDTH: tl.constexpr, PADDED: tl.constexpr, SPLITS: tl.constexpr, BM: tl.constexpr
+    parts, part_lse, out, lse, rows, splits, WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr
 ):
-    """Merge parts [SPLITS, rows, D] by their lse [SPLITS, rows] into out [rows, D] and lse [rows]."""
+    """Merge parts [splits, rows, D] by their lse [splits, rows] into out [rows, D] and lse [rows]."""
     at = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     inside = at < rows
     total = rows.to(tl.int64)
     top = tl.full([BM], float("-inf"), dtype=part_lse.dtype.element_ty)
-    for split in tl.range(SPLITS):
+    for split in tl.range(splits):
         top = tl.maximum(top, tl.load(part_lse + split * total + at, mask=inside, other=float("-inf")))
     top = tl.where(top == float("-inf"), 0.0, top)
     acc = tl.zeros([BM, PADDED], dtype=parts.dtype.element_ty)
     weights = tl.zeros([BM], dtype=part_lse.dtype.element_ty)
-    for split in tl.range(SPLITS):
+    for split in tl.range(splits):
         part = tl.load(part_lse + split * total + at, mask=inside, other=float("-inf"))
         weight = tl.exp(part - top)
         values = load_rows(parts, (split * total + at) * WIDTH, inside, WIDTH, PADDED, True)

@@ -190,7 +190,6 @@ def _launch_forward(
         *(q, k, v, out, lse, problem.rows, *strides, *problem.lengths(), problem.batch, problem.heads_k),
         scale * _LOG2E,
         **constants,
-        SPLITS=splits,
         WARP_SPECIALIZE=tile.warp_specialize,
     )
 
@@ -205,9 +204,9 @@ def _launch_combine(
         out,
         lse,
         rows,
+        parts.shape[0],
         WIDTH=width,
         PADDED=_padded(width, aim),
-        SPLITS=parts.shape[0],
         BM=block,
         num_warps=4,
     )

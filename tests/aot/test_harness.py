@@ -6,6 +6,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+
 from harness import Kernel, compile_only, resources
 
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
