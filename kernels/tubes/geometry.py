@@ -57,7 +57,8 @@ def as_tubes(tubes: Sequence[Tube]) -> tuple[Tube, ...]:
 def tube_grid(tube: Tube, frames: int, height: int, width: int) -> tuple[int, int, int]:
     """Tokens (nt, nh, nw) that a tube yields along time, height and width; 0 along an axis that is too short for it.
 
-    Along each axis: `(size - offset - kernel) // stride + 1`, the size of a convolution's output without padding.
+    Along each axis: `(size - offset - kernel) // stride + 1`, the size of a convolution's output without padding, for a
+    clip of `frames` frames of `height` x `width` pixels.
     """
     (kt, kh, kw), (st, sh, sw), (ot, oh, ow) = tube
     return _fitting(frames - ot, kt, st), _fitting(height - oh, kh, sh), _fitting(width - ow, kw, sw)
