@@ -155,7 +155,10 @@ def table(target: Target, tma: bool, flat: bool = False) -> dict[Row, Tile]:
 
 @contextlib.contextmanager
 def warp_specialized() -> Iterator[None]:
-    """Use the warp-specialised rows inside the block (Hopper, shapes that need no mask, ungrouped heads)."""
+    """Use the warp-specialised rows inside the block: Hopper, shapes that need no mask, ungrouped heads.
+
+    Triton 3.6 only: the compiler of Triton 3.9 fails on this form.
+    """
     before = _switches["warp_specialized"]
     _switches["warp_specialized"] = True
     try:
