@@ -38,6 +38,28 @@ print(model.encode(torch.zeros(1, 3, 8, 32, 32)).shape[1])
     assert run(code, tmp_path).strip() == "8"
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        "chunked_attention(x, x, x, q_chunk=2, backend='triton')",
+        "combiner_project(x, 2, x[0, 0], backend='triton')",
+        "ttm_read(x[0], x[0], TokenLearnerParams(*[w[0]] * 2, w, w[:, 0], w, w[:, 0]), backend='triton')",
+    ],
+)
+def test_compiled_kernels_say_why_they_cannot_run_on_a_cpu(call, tmp_path):
+    code = f"""
+import torch
+from mirasol.kernels import TokenLearnerParams, chunked_attention, combiner_project, ttm_read
+x, w = torch.zeros(1, 2, 4, 4), torch.zeros(4, 4)
+try:
+    {call}
+except ValueError as error:
+    print(error)
+"""
+    said = run(code, tmp_path, TRITON_INTERPRET="0")
+    assert 'cannot run with backend="triton": Its kernels need tensors on a GPU' in said
+
+
 def test_importing_is_quick_and_touches_no_device(tmp_path):
     code = """
 import time, torch

@@ -10,7 +10,7 @@ from mirasol.kernels.attention.configs import MOST_WIDTH
 from mirasol.kernels.attention.eager import merge_partials
 from mirasol.kernels.attention.ops import ChunkedAttention
 from mirasol.kernels.attention.reference import chunked_attention_reference
-from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor
+from mirasol.kernels.core.checks import expect, expect_int, expect_number, expect_shape, expect_tensor
 from mirasol.kernels.core.device import triton_refusals
 from mirasol.kernels.core.dispatch import Backend, autocast, choose_backend
 
@@ -109,7 +109,10 @@ def chunked_attention(
         expect_int("window", window)
     expect_int("sinks", sinks, minimum=0)
     _check_packing(cu_seqlens_q, cu_seqlens_k, q.shape[2], k.shape[2])
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    expect_number("scale", scale)
+    scale = float(scale)
     q, k, v = autocast(q, k, v)  # type: ignore[assignment]
     refusals = _triton_refusals(q, k, v, scale) if q.is_cuda or backend == "triton" else []
     chosen = choose_backend("chunked_attention", backend, q.is_cuda, refusals)
@@ -149,12 +152,12 @@ def merge_attention(
     Raises:
         TypeError, ValueError: shapes or dtypes that do not fit.
     """
-    dims = " ".join("." * (out_a.ndim - 1)) + " D" if isinstance(out_a, torch.Tensor) else "... D"
-    expect_tensor("out_a", out_a, dims)
-    expect_tensor("out_b", out_b, dims, like=out_a)
+    rows = " ".join(f"N{i}" for i in range(out_a.ndim - 1)) if isinstance(out_a, torch.Tensor) else "N"
+    expect_tensor("out_a", out_a, f"{rows} D")
+    expect_tensor("out_b", out_b, f"{rows} D", like=out_a)
     expect_shape("out_b", out_b, out_a.shape, "the shape of out_a")
     for name, lse in (("lse_a", lse_a), ("lse_b", lse_b)):
-        expect_tensor(name, lse, dims.removesuffix(" D"))
+        expect_tensor(name, lse, rows)
         expect_shape(name, lse, out_a.shape[:-1], "the shape of out_a without D")
     return merge_partials(out_a, lse_a, out_b, lse_b)
 

@@ -55,6 +55,12 @@ def expect_tensor(
             raise ValueError(f"{name} must be on {like.device} like the other tensors, was {describe(value)}")
 
 
+def expect_number(name: str, value: Any) -> None:
+    """Check a plain int or float."""
+    if not isinstance(value, int | float | torch.SymInt | torch.SymFloat) or isinstance(value, bool):
+        raise TypeError(f"{name} must be a number, was {describe(value)}")
+
+
 def expect_shape(name: str, value: torch.Tensor, shape: Sequence[int], meaning: str) -> None:
     """Check an exact shape; `meaning` names it in symbols, for example "[d_out, d]"."""
     if tuple(value.shape) != tuple(shape):

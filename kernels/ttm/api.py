@@ -125,6 +125,8 @@ def ttm_scan(
     read_size = summary_size(read_params)
     _check_write("write_params", write_params, memory, n, read_size)
     expect(form in FORMS, "form", f"be one of {', '.join(FORMS)}", form)
+    if not callable(process):
+        raise TypeError(f"process must be callable, was {type(process).__name__}")
     if times is not None:
         expect_tensor("times", times, "T d", like=memory)
         expect_shape("times", times, (chunks, memory.shape[2]), "[T, d]")

@@ -441,6 +441,7 @@ def test_refusals_name_the_argument():
         (ValueError, "form must be one of", lambda: ttm_scan(memory, chunks, read, torch.tanh, write, form="fast")),
         (ValueError, "times must be", lambda: ttm_scan(memory, chunks, read, torch.tanh, write, times=memory[0])),
         (ValueError, "process returns must", lambda: ttm_scan(memory, chunks, read, lambda z: z[:, :1], write)),
+        (TypeError, "process must be callable", lambda: ttm_scan(memory, chunks, read, None, write)),
         (TypeError, "process returns must", lambda: ttm_scan(memory, chunks, read, lambda z: None, write)),
         (ValueError, "backend must be one of", lambda: ttm_read(memory, inputs, read, backend="cuda")),
         (ValueError, "groups must divide", lambda: group_tokens(inputs, 2)),
