@@ -33,7 +33,9 @@ gpu:
 	mkdir -p $(OUT)
 	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
 	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/gpu --junitxml=$(OUT)/tests.xml
-	TRITON_INTERPRET=0 compute-sanitizer --tool memcheck --error-exitcode 1 $(PYTHON) -m pytest tests/gpu -k sanitizer
+	for tool in memcheck initcheck; do \
+		TRITON_INTERPRET=0 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest tests/gpu -k sanitizer || exit 1; \
+	done
 	$(PYTHON) bench/run.py --only all --full --device cuda --json $(OUT)/bench.json --plot $(OUT)
 
 clean:
