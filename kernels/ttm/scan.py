@@ -1,4 +1,4 @@
-"""The recurrence over chunks, in two exact forms, and the erase-add write.
+"""The recurrence over chunks, in two exact forms.
 
 Parallel: the partial summaries of the inputs of all T chunks are taken at once, and the recurrence touches memory and
 output tokens only. Step by step: read, process, write for one chunk after another.
@@ -13,9 +13,9 @@ import torch
 
 from . import ops, reference
 from .configs import size_refusals
-from .params import EraseAddParams, MlpParams, SummaryParams, TokenLearnerParams, WriteParams, summary_size
-from .reference import NORM_EPS, mlp
-from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, fold, prepare
+from .erase_add import EraseAdd
+from .params import EraseAddParams, SummaryParams, TokenLearnerParams, WriteParams, summary_size
+from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, Summary, fold, prepare
 
 Process = Callable[[torch.Tensor], torch.Tensor]
 _SMALL = 1 << 20  # numbers in a chunk's tokens below which calling our operators costs a CPU more than it saves
@@ -46,7 +46,7 @@ def write(
 ) -> torch.Tensor:
     """S_s([memory | inputs | outputs]), or the erase-add update."""
     if isinstance(params, EraseAddParams):
-        return erase_add(memory, outputs, params)
+        return EraseAdd(params, backend).write(memory, outputs)
     sizes = [memory.shape[1], inputs.shape[1], outputs.shape[1]]
     return prepare(params, sizes, backend).finish({MEMORY: memory, INPUTS: inputs, OUTPUTS: outputs})
 
@@ -103,7 +103,7 @@ class Plain:
 
     def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: torch.Tensor) -> torch.Tensor:
         if isinstance(self.write_params, EraseAddParams):
-            return erase_add(memory, outputs, self.write_params)
+            return EraseAdd(self.write_params, "torch").write(memory, outputs)
         return reference.ttm_write(memory, outputs, pending, self.write_params)
 
 
@@ -112,7 +112,7 @@ class Stepwise:
 
     def __init__(self, read: SummaryParams, write: WriteParams, sizes: list[int], backend: str) -> None:
         self.reader = prepare(read, sizes[:2], backend)
-        self.writer = write if isinstance(write, EraseAddParams) else prepare(write, sizes, backend)
+        self.writer = _prepare_write(write, sizes, backend)
 
     def prepare(self, inputs: torch.Tensor) -> list[torch.Tensor]:
         return list(inputs.unbind(1))
@@ -121,8 +121,8 @@ class Stepwise:
         return self.reader.finish({MEMORY: memory, INPUTS: chunk}), chunk
 
     def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.writer, EraseAddParams):
-            return erase_add(memory, outputs, self.writer)
+        if isinstance(self.writer, EraseAdd):
+            return self.writer.write(memory, outputs)
         return self.writer.finish({MEMORY: memory, INPUTS: pending, OUTPUTS: outputs})
 
 
@@ -131,12 +131,12 @@ class Apart:
 
     def __init__(self, read: SummaryParams, write: WriteParams, sizes: list[int], backend: str) -> None:
         self.reader = prepare(read, sizes[:2], backend)
-        self.writer = write if isinstance(write, EraseAddParams) else prepare(write, sizes, backend)
+        self.writer = _prepare_write(write, sizes, backend)
 
     def prepare(self, inputs: torch.Tensor) -> list[tuple[Partial, Partial | None]]:
         tokens, shape = inputs.flatten(0, 1), inputs.shape[:2]
         reads = _by_chunk(self.reader.partial({INPUTS: tokens}), shape)
-        if isinstance(self.writer, EraseAddParams):
+        if isinstance(self.writer, EraseAdd):
             return [(partial, None) for partial in reads]
         return list(zip(reads, _by_chunk(self.writer.partial({INPUTS: tokens}), shape), strict=True))
 
@@ -144,8 +144,8 @@ class Apart:
         return self.reader.finish({MEMORY: memory}, chunk[0]), chunk[1]
 
     def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: Partial | None) -> torch.Tensor:
-        if isinstance(self.writer, EraseAddParams):
-            return erase_add(memory, outputs, self.writer)
+        if isinstance(self.writer, EraseAdd):
+            return self.writer.write(memory, outputs)
         return self.writer.finish({MEMORY: memory, OUTPUTS: outputs}, pending)
 
 
@@ -192,33 +192,12 @@ def choose_recurrence(read: SummaryParams, write: WriteParams, sizes: list[int],
     return Apart(read, write, sizes, backend)
 
 
+def _prepare_write(params: WriteParams, sizes: list[int], backend: str) -> Summary | EraseAdd:
+    return EraseAdd(params, backend) if isinstance(params, EraseAddParams) else prepare(params, sizes, backend)
+
+
 def _by_chunk(partial: Partial, shape: torch.Size) -> list[Partial]:
     """Cut a partial of [B T] items into T partials of B; one stack in backward, not T padded slices."""
     outs = partial.out.unflatten(0, shape).unbind(1)
     lses = [None] * shape[1] if partial.lse is None else partial.lse.unflatten(0, shape).unbind(1)
     return [Partial(out, lse) for out, lse in zip(outs, lses, strict=True)]
-
-
-def erase_add(memory: torch.Tensor, outputs: torch.Tensor, params: EraseAddParams) -> torch.Tensor:
-    """As `reference.erase_add`, one slot after another, so that no [B, S, s, d] tensor is made."""
-    d = memory.shape[-1:]
-    normed = torch.nn.functional.layer_norm(memory, d, params.select_norm_weight, params.select_norm_bias, NORM_EPS)
-    weights = mlp(normed, params.select).softmax(dim=1)  # [B, s, S]
-    erase = _slots(
-        outputs, params.erase_norm_weight, params.erase_norm_bias, params.erase_tokens, params.erase_channels
-    )
-    add = _slots(outputs, params.add_norm_weight, params.add_norm_bias, params.add_tokens, params.add_channels)
-    erase = erase if params.official else erase.sigmoid()
-    kept = memory
-    for w, e in zip(weights.unbind(2), erase.unbind(1), strict=True):
-        kept = torch.addcmul(kept, kept * w[..., None], e[:, None], value=-1)
-    added = torch.bmm(weights, add)
-    return kept + (1 - added / weights.shape[2] if params.official else added)
-
-
-def _slots(
-    outputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, tokens: MlpParams, channels: MlpParams
-) -> torch.Tensor:
-    """One vector a slot [B, S, d] from the outputs [B, r, d]: an MLP over tokens, then one over channels."""
-    normed = torch.nn.functional.layer_norm(outputs, outputs.shape[-1:], weight, bias, NORM_EPS)
-    return mlp(mlp(normed.transpose(1, 2), tokens).transpose(1, 2), channels)
