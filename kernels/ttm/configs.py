@@ -14,7 +14,7 @@ import torch
 from mirasol.kernels.core.device import Target
 from mirasol.kernels.ttm.params import TokenLearnerParams
 
-MOST_K = 128  # summary tokens of all summaries side by side
+MOST_K = 1024  # summary tokens of all summaries side by side
 MOST_HIDDEN = 128
 MOST_HIDDEN_FLOAT32 = 64  # more spills registers
 MOST_WIDTH = 2048
@@ -23,7 +23,7 @@ WAVES = 2  # programs a multiprocessor that splits of the tokens aim at
 
 @dataclass(frozen=True)
 class Tile:
-    """tokens: BP; columns: of the width, a step (BK) or a program (BD); warps, stages as Triton names them."""
+    """tokens: BP; columns: of the width, a step (BK) or a program's (BD), or of the scores a step; warps; stages."""
 
     tokens: int
     columns: int
@@ -33,13 +33,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Tiles:
-    """One tile a kernel; `rows` and `hidden` are K and J padded to powers of two."""
+    """One tile a kernel; `rows` are summary tokens a block, `hidden` is J padded to a power of two or a block of it."""
 
     rows: int
     hidden: int
     hidden_layer: Tile
     pool: Tile
     scores: Tile
+    grad_hidden: Tile
     tokens: Tile
     weights: Tile
 
@@ -49,33 +50,32 @@ def padded(size: int, least: int = 16) -> int:
     return max(least, 1 << (size - 1).bit_length())
 
 
-def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target) -> Tiles:
+def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target, *, linear: bool = False) -> Tiles:
     """Tiles for K = `k` summary tokens, J = `hidden`, width `d` and an element size in bytes.
 
-    Where rows of a product are summary tokens they are at least 64, the least that a warp group multiplies.
+    Where rows of a product are summary tokens they are at least 64, the least that a warp group multiplies, and at
+    most 128. With `linear` scores J = K, and J too is taken in blocks.
     """
     if target.kind == "interpreter":
-        small = Tile(16, 32, 4, 1)
-        return Tiles(padded(k), padded(hidden), small, small, small, small, small)
-    rows, width = padded(k, 64), padded(hidden, 64)
+        small, rows = Tile(16, 32, 4, 1), min(64, padded(k))
+        return Tiles(rows, rows if linear else padded(hidden), small, small, small, small, small, small)
+    older = target.arch < 90
+    width = min(128, padded(k, 64)) if linear else padded(hidden, 64)
+    rows = min(64 if older else 128, padded(k, 64))
     if itemsize == 4:  # products of float32 by FMA: small tiles
         small = Tile(16, 32, 8, 1)
-        return Tiles(
-            rows, width, Tile(32, 32, 8, 1), Tile(16, 32, 16, 1), Tile(16, 16, 16 if rows > 64 else 8, 1), small, small
-        )
+        return Tiles(64, 64 if linear else width, Tile(32, 32, 8, 1), small, Tile(16, 16, 8, 1), small, small, small)
     wide = min(128, padded(d, 64))
-    # the kernel with most registers: wider steps spill at J = 128, taller tiles before Hopper
-    scores = Tile(64, 32 if width > 64 else 64, 8 if max(rows, width) > 64 else 4, 2)
-    if target.arch < 90:
-        scores = Tile(32, 32, 8, 2)
+    large = max(rows, width) > 64
     return Tiles(
         rows,
         width,
-        hidden_layer=Tile(64, 64, 4, 3),
-        pool=Tile(64, 64 if target.arch < 90 else wide if rows > 64 else min(256, padded(d, 64)), 8, 2),
-        scores=scores,
+        hidden_layer=Tile(64, 64, 8 if older and width > 64 else 4, 3),
+        pool=Tile(64, wide if older or rows > 64 else min(256, padded(d, 64)), 8, 2),
+        scores=Tile(64, 64, 8 if large or older else 4, 2),
+        grad_hidden=Tile(64, 64, 8 if width > 64 else 4, 2),
         tokens=Tile(64, wide, 8, 1),
-        weights=Tile(64, wide, 8 if max(rows, width) > 64 else 4, 3),
+        weights=Tile(64, wide, 8 if large or older else 4, 3),
     )
 
 

@@ -46,6 +46,16 @@ def summary_backward_flops(
     return 2 * batch * (tokens * for_all + with_grad * for_tokens)
 
 
+def linear_summary_flops(batch: int, tokens: int, d: int, rows: int) -> int:
+    """Forward of a summary whose scores are linear in the tokens, for `rows` = heads x summary tokens."""
+    return 4 * batch * tokens * d * rows
+
+
+def linear_summary_backward_flops(batch: int, tokens: int, d: int, rows: int, tokens_with_grad: int) -> int:
+    """Backward of `linear_summary_flops`: two products for all tokens, two for those that need a gradient."""
+    return 4 * batch * (tokens + tokens_with_grad) * d * rows
+
+
 def scan_flops(
     batch: int, chunks: int, inputs: int, d: int, memory: int, read: int, hidden: tuple[int, int] = (64, 64)
 ) -> int:

@@ -11,7 +11,12 @@ from torch.autograd.function import once_differentiable
 from ..core.library import define
 from ..core.numerics import accumulate_dtype
 from . import eager
-from .flops import summary_backward_flops, summary_flops
+from .flops import (
+    linear_summary_backward_flops,
+    linear_summary_flops,
+    summary_backward_flops,
+    summary_flops,
+)
 
 
 def _implementation(backend: str) -> Any:
@@ -31,27 +36,32 @@ def _forward(sources, positions, w1, b1, w2, b2, carry_out, carry_lse, backend):
 def _forward_fake(sources, positions, w1, b1, w2, b2, carry_out, carry_lse, backend):
     first = sources[0]
     batch, d = first.shape[0], first.shape[2]
-    k = sum(w.shape[0] for w in w2)
+    k = sum(w.shape[0] for w in w2) if w2 else w1.shape[0]
     tokens = sum(v.shape[1] for v in sources)
+    acc = accumulate_dtype(first.dtype)
     out = first.new_empty(batch, k, d)
-    lse = first.new_empty(batch, k, dtype=accumulate_dtype(first.dtype))
+    lse = first.new_empty(batch, k, dtype=acc)
     hidden = first.new_empty(batch, tokens, w1.shape[0])
-    return out, lse, hidden, first.new_empty(batch, 0 if backend == "triton" else tokens, k)
+    if backend == "triton":
+        return out, lse, hidden, first.new_empty(2 if w2 else 0, batch, tokens, dtype=acc)
+    return out, lse, hidden, first.new_empty(batch, tokens, k)
 
 
 def _forward_flops(sources, positions, w1, b1, w2, b2, *args: Any, **kwargs: Any) -> int:
     tokens = sum(v.shape[1] for v in sources)
     batch, _, d = sources[0].shape
+    if not w2:
+        return linear_summary_flops(batch, tokens, d, w1.shape[0])
     return summary_flops(batch, tokens, d, [w.shape[1] for w in w2], [w.shape[0] for w in w2])
 
 
 @torch.no_grad()
-def _backward(grad_out, grad_lse, out, lse, hidden, weights, *rest: Any) -> Any:
+def _backward(grad_out, grad_lse, out, lse, hidden, kept, *rest: Any) -> Any:
     *arguments, backend = rest
-    return _implementation(backend).summary_backward(grad_out, grad_lse, out, lse, hidden, weights, *arguments)
+    return _implementation(backend).summary_backward(grad_out, grad_lse, out, lse, hidden, kept, *arguments)
 
 
-def _backward_fake(grad_out, grad_lse, out, lse, hidden, weights, *rest: Any) -> Any:
+def _backward_fake(grad_out, grad_lse, out, lse, hidden, kept, *rest: Any) -> Any:
     sources, positions, w1, b1, w2, b2, carry_out, carry_lse, source_grads, _ = rest
     shaped = [v for v, wanted in zip(sources, source_grads, strict=True) if wanted]
     shaped += [*positions, w1, b1, *w2, *b2]
@@ -60,11 +70,13 @@ def _backward_fake(grad_out, grad_lse, out, lse, hidden, weights, *rest: Any) ->
     return [t.new_empty(t.shape) for t in shaped]
 
 
-def _backward_flops(grad_out, grad_lse, out, lse, hidden, weights, *rest: Any, **kwargs: Any) -> int:
-    sources, positions, _, _, w2, _, _, _, source_grads, backend = rest
+def _backward_flops(grad_out, grad_lse, out, lse, hidden, kept, *rest: Any, **kwargs: Any) -> int:
+    sources, positions, w1, _, w2, _, _, _, source_grads, backend = rest
     tokens = sum(v.shape[1] for v in sources)
     wanted = sum(v.shape[1] for v, grad in zip(sources, source_grads, strict=True) if grad or positions)
     batch, _, d = sources[0].shape
+    if not w2:
+        return linear_summary_backward_flops(batch, tokens, d, w1.shape[0], wanted)
     hidden_sizes, k = [w.shape[1] for w in w2], [w.shape[0] for w in w2]
     return summary_backward_flops(batch, tokens, d, hidden_sizes, k, wanted, scores_again=backend == "triton")
 
@@ -86,12 +98,14 @@ Several summaries of the same tokens run side by side: summary i owns rows of w1
 w2[i] [k_i, J_i], b2[i] [k_i]; K is the sum of k_i. Norm weight and bias are folded into w1 and b1 and the rows of w1
 have mean zero (`fold` in summaries.py). positions: empty, or one [p_i, d] a source. carry_out [B, K, d], carry_lse
 [B, K]: the summary of other tokens and the logarithm of its softmax denominator.
+Without second layers (w2 and b2 empty, Triton only) scores are linear: S = v w1^T + b1, K = J, no norm.
 Returns out [B, K, d], lse [B, K] in the precision of sums, and for backward the hidden layer [B, p, J] and the softmax
-weights [B, p, K]; the Triton kernels compute these again and return [B, 0, K].
+weights [B, p, K]; the Triton kernels compute these again and keep each token's mean and 1 / deviation [2, B, p] (none
+for linear scores, whose hidden layer is the scores).
 """
 
 ttm_summary_backward = define(
-    "ttm_summary_backward(Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse, Tensor hidden, Tensor weights, "
+    "ttm_summary_backward(Tensor grad_out, Tensor grad_lse, Tensor out, Tensor lse, Tensor hidden, Tensor kept, "
     f"{_ARGUMENTS}, bool[] source_grads, str backend) -> Tensor[]",
     impl=_backward,
     fake=_backward_fake,
@@ -113,7 +127,7 @@ class _Summary(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_out, grad_lse):
         backend, n_sources, n_positions, n_sets = ctx.settings
-        out, lse, hidden, weights, *tensors = ctx.saved_tensors
+        out, lse, hidden, kept, *tensors = ctx.saved_tensors
         sources, positions, w1, b1, w2, b2, carry = _unflatten(tensors, n_sources, n_positions, n_sets)
         needed = list(ctx.needs_input_grad[4 : 4 + n_sources])
         grads = ttm_summary_backward(
@@ -122,7 +136,7 @@ class _Summary(torch.autograd.Function):
             out,
             lse,
             hidden,
-            weights,
+            kept,
             sources,
             positions,
             w1,

@@ -1,8 +1,9 @@
-"""Backward kernels of the TokenLearner summary.
+"""Backward kernels of the summaries: TokenLearner, and latent queries, whose scores are LINEAR in the tokens.
 
-Scores and weights are computed again from the saved hidden layer. One kernel finds, tile by tile, the gradients of
-scores and hidden layer; from these come the gradients of the tokens and, summed over tokens in a fixed order, split by
-split, those of the weights. Nothing is added atomically: the same inputs give the same bits.
+Weights are computed again from the saved hidden layer (with LINEAR: the saved scores). The gradients of the scores and
+of the hidden layer come first, tile by tile; from these the gradients of the tokens and, summed over tokens in a fixed
+order, split by split, those of the layers. Summary tokens are taken in blocks of BR rows. Nothing is added atomically:
+the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -53,18 +54,15 @@ def summary_bwd_rows_kernel(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def summary_bwd_scores_kernel(
-    a, b, c, places_a, places_b, places_c, hidden, b1, w2_a, w2_b, b2_a, b2_b, grad_out, lse, delta,
-    weights, grad_scores, grad_hidden, means, tilts, sums_b1, sums_b2,
-    n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c, eps,
+    a, b, c, places_a, places_b, places_c, hidden, w2_a, w2_b, b2_a, b2_b, grad_out, lse, delta,
+    weights, grad_scores, sums,
+    n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c,
     D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
-    SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
+    SOURCES: tl.constexpr, POSITIONS: tl.constexpr, LINEAR: tl.constexpr,
     BP: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """For one tile of tokens: softmax weights, gradients of scores and of the hidden layer (times 1 / deviation).
-
-    Also the norm's mean and its pull along the normalised token, and the tile's part of both biases' gradients.
-    """
-    item = tl.program_id(1).to(tl.int64)
+    """For one tile of tokens and BR summary tokens: A = exp(S - lse), dS = A (v dout - delta), the tile's sum of dS."""
+    item = tl.program_id(2).to(tl.int64)
     tile = tl.program_id(0)
     source, first, count, before = tile_of(tile, n_a, n_b, n_c, BP, SOURCES)
     token = first + tl.arange(0, BP)
@@ -74,65 +72,76 @@ def summary_bwd_scores_kernel(
     places = None
     if POSITIONS:
         places = pick(source, places_a, places_b, places_c, SOURCES) + (token * D)[:, None]
-    j, k = tl.arange(0, BJ), tl.arange(0, BR)
-    own_j, own_k = j < J, k < K
-    dtype = hidden.dtype.element_ty
-
+    k = tl.program_id(1) * BR + tl.arange(0, BR)
+    own = k < K
     reach = tl.zeros((BP, BR), ACC)
-    mean = tl.zeros((BP,), ACC)
-    squares = tl.zeros((BP,), ACC)
-    seen = 0.0
     for start in tl.range(0, D, BK):
         columns = start + tl.arange(0, BK)
-        own = columns < D
         v = load_tokens(rows, places, columns, inside, D, BK)  # [BP, BK]
         at = grad_out + item * K * D + k[None, :] * D + columns[:, None]
-        dout = tl.load(at, mask=own_k[None, :] & own[:, None], other=0.0)  # [BK, BR]
+        dout = tl.load(at, mask=own[None, :] & (columns < D)[:, None], other=0.0)  # [BK, BR]
         reach = dot(v, dout, reach, PRECISION)
-        part = tl.sum(own.to(ACC), 0)
-        part_mean = tl.sum(v.to(ACC), 1) / part
-        centred = tl.where(own[None, :], v.to(ACC) - part_mean[:, None], 0.0)
-        step = part_mean - mean
-        squares += tl.sum(centred * centred, 1) + step * step * (seen * part / (seen + part))
-        mean += step * (part / (seen + part))
-        seen += part
-    rstd = 1.0 / tl.sqrt(squares / D + eps)
-
     place = (item * tokens + before + token)[:, None]
-    h = tl.load(hidden + place * J + j[None, :], mask=inside[:, None] & own_j[None, :], other=0.0).to(ACC)
-    weights2 = load_w2(w2_a, w2_b, k[None, :], j[:, None], K, J, KA, JA)  # [BJ, BR]
-    scores = dot(gelu(h).to(dtype), weights2, tl.zeros((BP, BR), ACC), PRECISION)
-    shift = load_b2(b2_a, b2_b, k, K, KA).to(ACC) - tl.load(lse + item * K + k, mask=own_k, other=0.0).to(ACC)
-    softmax = tl.exp2((scores + shift[None, :]) * LOG2E)
-    kept = inside[:, None] & own_k[None, :]
-    softmax = tl.where(kept, softmax, 0.0)
-    tl.store(weights + place * K + k[None, :], softmax.to(dtype), mask=kept)
-    ds = softmax * (reach - tl.load(delta + item * K + k, mask=own_k, other=0.0).to(ACC)[None, :])
-    tl.store(grad_scores + place * K + k[None, :], ds.to(dtype), mask=kept)
-    dg = dot(ds.to(dtype), tl.trans(weights2), tl.zeros((BP, BJ), ACC), PRECISION)
-    # loaded again: kept over the products above it would spill
-    h = tl.load(hidden + place * J + j[None, :], mask=inside[:, None] & own_j[None, :], other=0.0).to(ACC)
+    kept = inside[:, None] & own[None, :]
+    shift = -tl.load(lse + item * K + k, mask=own, other=0.0).to(ACC)
+    if LINEAR:
+        scores = tl.load(hidden + place * K + k[None, :], mask=kept, other=0.0).to(ACC)
+    else:
+        j = tl.arange(0, BJ)
+        h = tl.load(hidden + place * J + j[None, :], mask=inside[:, None] & (j < J)[None, :], other=0.0)
+        g = gelu(h.to(ACC)).to(h.dtype)
+        w2 = load_w2(w2_a, w2_b, k[None, :], j[:, None], K, J, KA, JA)  # [BJ, BR]
+        scores = dot(g, w2, tl.zeros((BP, BR), ACC), PRECISION)
+        shift += load_b2(b2_a, b2_b, k, K, KA).to(ACC)
+    softmax = tl.where(kept, tl.exp2((scores + shift[None, :]) * LOG2E), 0.0)
+    tl.store(weights + place * K + k[None, :], softmax.to(weights.dtype.element_ty), mask=kept)
+    ds = softmax * (reach - tl.load(delta + item * K + k, mask=own, other=0.0).to(ACC)[None, :])
+    tl.store(grad_scores + place * K + k[None, :], ds.to(weights.dtype.element_ty), mask=kept)
+    tl.store(sums + (item * tiles + tile) * K + k, tl.sum(ds, 0), mask=own)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def summary_bwd_hidden_kernel(
+    hidden, stats, b1, w2_a, w2_b, grad_scores, grad_hidden, tilts, sums, items,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
+    BP: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """For BP of the `items` tokens of the batch: dh = (dS w2) gelu'(h), stored times 1 / deviation, and its sum.
+
+    Also the pull of the norm along the normalised token: tilt = dh . (h - b1) / (d deviation^2).
+    """
+    token = tl.program_id(0).to(tl.int64) * BP + tl.arange(0, BP)
+    inside = token < items
+    j = tl.arange(0, BJ)
+    dg = tl.zeros((BP, BJ), ACC)
+    for start in tl.range(0, K, BR):
+        k = start + tl.arange(0, BR)
+        at = grad_scores + token[:, None] * K + k[None, :]
+        ds = tl.load(at, mask=inside[:, None] & (k < K)[None, :], other=0.0)  # [BP, BR]
+        dg = dot(ds, load_w2(w2_a, w2_b, k[:, None], j[None, :], K, J, KA, JA), dg, PRECISION)
+    kept = inside[:, None] & (j < J)[None, :]
+    h = tl.load(hidden + token[:, None] * J + j[None, :], mask=kept, other=0.0).to(ACC)
     dh = dg * gelu_slope(h)
-    low_dh = (dh * rstd[:, None]).to(dtype)
-    tl.store(grad_hidden + place * J + j[None, :], low_dh, mask=inside[:, None] & own_j[None, :])
-    bias1 = tl.load(b1 + j, mask=own_j, other=0.0).to(ACC)
-    tilt = rstd * rstd * tl.sum(dh * (h - bias1[None, :]), 1) / D
-    tl.store(tilts + item * tokens + before + token, tilt, mask=inside)
-    tl.store(means + item * tokens + before + token, mean, mask=inside)
-    sums = item * tiles + tile
-    tl.store(sums_b1 + sums * J + j, tl.sum(dh, 0), mask=own_j)
-    tl.store(sums_b2 + sums * K + k, tl.sum(ds, 0), mask=own_k)
+    rstd = tl.load(stats + items + token, mask=inside, other=0.0)
+    tl.store(grad_hidden + token[:, None] * J + j[None, :], (dh * rstd[:, None]).to(hidden.dtype.element_ty), mask=kept)
+    bias = tl.load(b1 + j, mask=j < J, other=0.0).to(ACC)
+    tilt = rstd * rstd * tl.sum(dh * (h - bias[None, :]), 1) / D
+    tl.store(tilts + token, tilt, mask=inside)
+    tl.store(sums + tl.program_id(0) * J + j, tl.sum(dh, 0), mask=j < J)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
 def summary_bwd_tokens_kernel(
-    a, b, c, places_a, places_b, places_c, w1, grad_out, weights, grad_hidden, means, tilts, grad_a, grad_b, grad_c,
+    a, b, c, places_a, places_b, places_c, w1, grad_out, weights, grad_hidden, stats, tilts, grad_a, grad_b, grad_c,
     n_a, n_b, n_c, tokens, batch_a, batch_b, batch_c, row_a, row_b, row_c,
     D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
-    WANT_A: tl.constexpr, WANT_B: tl.constexpr, WANT_C: tl.constexpr,
+    LINEAR: tl.constexpr, WANT_A: tl.constexpr, WANT_B: tl.constexpr, WANT_C: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dv = A dout + (dh / deviation) w1 - tilt (v - mean) for BD columns of one tile of tokens."""
+    """dv = A dout + (dh / deviation) w1 - tilt (v - mean) for BD columns of one tile of tokens.
+
+    With LINEAR dv = A dout + dS w1, where grad_hidden holds dS.
+    """
     item = tl.program_id(2).to(tl.int64)
     source, first, count, before = tile_of(tl.program_id(0), n_a, n_b, n_c, BP, SOURCES)
     if pick(source, WANT_A, WANT_B, WANT_C, SOURCES):
@@ -140,26 +149,32 @@ def summary_bwd_tokens_kernel(
         inside = token < count
         columns = tl.program_id(1) * BD + tl.arange(0, BD)
         own = columns < D
-        j, k = tl.arange(0, BJ), tl.arange(0, BR)
         place = item * tokens + before + token
-        at = weights + place[:, None] * K + k[None, :]
-        softmax = tl.load(at, mask=inside[:, None] & (k < K)[None, :], other=0.0)  # [BP, BR]
-        at = grad_out + item * K * D + k[:, None] * D + columns[None, :]
-        dout = tl.load(at, mask=(k < K)[:, None] & own[None, :], other=0.0)  # [BR, BD]
-        dv = dot(softmax, dout, tl.zeros((BP, BD), ACC), PRECISION)
-        at = grad_hidden + place[:, None] * J + j[None, :]
-        dh = tl.load(at, mask=inside[:, None] & (j < J)[None, :], other=0.0)  # [BP, BJ]
-        at = w1 + j[:, None] * D + columns[None, :]
-        dv = dot(dh, tl.load(at, mask=(j < J)[:, None] & own[None, :], other=0.0), dv, PRECISION)
-        rows = pick(source, a, b, c, SOURCES) + item * pick(source, batch_a, batch_b, batch_c, SOURCES)
-        rows = rows + (token * pick(source, row_a, row_b, row_c, SOURCES))[:, None]
-        places = None
-        if POSITIONS:
-            places = pick(source, places_a, places_b, places_c, SOURCES) + (token * D)[:, None]
-        v = load_tokens(rows, places, columns, inside, D, BD).to(ACC)
-        mean = tl.load(means + place, mask=inside, other=0.0)
-        tilt = tl.load(tilts + place, mask=inside, other=0.0)
-        dv -= tilt[:, None] * (v - mean[:, None])
+        dv = tl.zeros((BP, BD), ACC)
+        for start in tl.range(0, K, BR):
+            k = start + tl.arange(0, BR)
+            kept, own_w = inside[:, None] & (k < K)[None, :], (k < K)[:, None] & own[None, :]
+            softmax = tl.load(weights + place[:, None] * K + k[None, :], mask=kept, other=0.0)  # [BP, BR]
+            dout = tl.load(grad_out + item * K * D + k[:, None] * D + columns[None, :], mask=own_w, other=0.0)
+            dv = dot(softmax, dout, dv, PRECISION)
+            if LINEAR:
+                ds = tl.load(grad_hidden + place[:, None] * K + k[None, :], mask=kept, other=0.0)
+                dv = dot(ds, tl.load(w1 + k[:, None] * D + columns[None, :], mask=own_w, other=0.0), dv, PRECISION)
+        if not LINEAR:
+            j = tl.arange(0, BJ)
+            at = grad_hidden + place[:, None] * J + j[None, :]
+            dh = tl.load(at, mask=inside[:, None] & (j < J)[None, :], other=0.0)  # [BP, BJ]
+            at = w1 + j[:, None] * D + columns[None, :]
+            dv = dot(dh, tl.load(at, mask=(j < J)[:, None] & own[None, :], other=0.0), dv, PRECISION)
+            rows = pick(source, a, b, c, SOURCES) + item * pick(source, batch_a, batch_b, batch_c, SOURCES)
+            rows = rows + (token * pick(source, row_a, row_b, row_c, SOURCES))[:, None]
+            places = None
+            if POSITIONS:
+                places = pick(source, places_a, places_b, places_c, SOURCES) + (token * D)[:, None]
+            v = load_tokens(rows, places, columns, inside, D, BD).to(ACC)
+            mean = tl.load(stats + place, mask=inside, other=0.0)
+            tilt = tl.load(tilts + place, mask=inside, other=0.0)
+            dv -= tilt[:, None] * (v - mean[:, None])
         target = pick(source, grad_a, grad_b, grad_c, SOURCES) + (item * count + token)[:, None] * D
         tl.store(target + columns[None, :], dv.to(target.dtype.element_ty), mask=inside[:, None] & own[None, :])
 
@@ -171,10 +186,11 @@ def summary_bwd_w1_kernel(
     D: tl.constexpr, J: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr, SPLITS: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Columns BD of dw1 = sum over tokens of (dh / deviation) v, over one split of all tiles of the batch."""
+    """Rows BJ, columns BD of dw1 = sum over tokens of (dh / deviation) v, over one split of all tiles of the batch."""
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD
     split = tl.program_id(1)
-    columns = tl.program_id(0) * BD + tl.arange(0, BD)
-    j = tl.arange(0, BJ)
+    columns = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
+    j = tl.program_id(0) // BLOCKS * BJ + tl.arange(0, BJ)
     acc = tl.zeros((BJ, BD), ACC)
     for index in tl.range(split * items // SPLITS, (split + 1) * items // SPLITS):
         item = (index // tiles).to(tl.int64)
@@ -199,9 +215,9 @@ def summary_bwd_w2_kernel(
     J: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr,
     BP: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dw2 = sum over tokens of ds gelu(h), over one split of the `items` tokens of the batch."""
-    split = tl.program_id(0).to(tl.int64)
-    j, k = tl.arange(0, BJ), tl.arange(0, BR)
+    """Rows BR of dw2 = sum over tokens of ds gelu(h), over one split of the `items` tokens of the batch."""
+    split = tl.program_id(1).to(tl.int64)
+    j, k = tl.arange(0, BJ), tl.program_id(0) * BR + tl.arange(0, BR)
     blocks = tl.cdiv(items, BP)
     acc = tl.zeros((BR, BJ), ACC)
     for block in tl.range(split * blocks // SPLITS, (split + 1) * blocks // SPLITS):

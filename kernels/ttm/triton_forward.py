@@ -1,9 +1,9 @@
-"""Forward kernels of the TokenLearner summary.
+"""Forward kernels of the summaries: TokenLearner, and latent queries, whose scores are LINEAR in the tokens.
 
-Two passes over the tokens: hidden layers (norm and first product), then pooling with an online softmax over tokens,
-like attention whose keys are the hidden layers. The second pass mostly finds the tokens in the L2 cache. No [p, K]
-tensor is written. A carried partial is merged by the pooling kernel itself or, where the tokens are split, together
-with the splits by a kernel of their own.
+Two passes over the tokens: the first layer (norm and product; with LINEAR the product alone, whose results are the
+scores), then pooling with an online softmax over tokens. The second pass mostly finds the tokens in the L2 cache. The
+softmax weights are never written. A carried partial is merged by the pooling kernel itself or, where the tokens are
+split, together with the splits by a kernel of their own. Summary tokens are taken in blocks of BR rows.
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from mirasol.kernels.ttm.triton_common import (
 
 @triton.jit(do_not_specialize=LENGTHS)
 def summary_hidden_fwd_kernel(
-    a, b, c, places_a, places_b, places_c, w1, b1, hidden,
+    a, b, c, places_a, places_b, places_c, w1, b1, hidden, stats,
     n_a, n_b, n_c, tokens, batch_a, batch_b, batch_c, row_a, row_b, row_c, eps,
-    D: tl.constexpr, J: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
+    D: tl.constexpr, J: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr, LINEAR: tl.constexpr,
     BP: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """hidden [B, p, J] = LayerNorm(v) w1^T + b1 for one tile of tokens."""
-    item = tl.program_id(1).to(tl.int64)
+    """hidden [B, p, J] = LayerNorm(v) w1^T + b1 for a tile of tokens, stats [2, B, p]: mean and 1 / deviation.
+
+    With LINEAR hidden = v w1^T + b1 for BJ of its columns, and there are no stats.
+    """
+    item = tl.program_id(2).to(tl.int64)
     source, first, count, before = tile_of(tl.program_id(0), n_a, n_b, n_c, BP, SOURCES)
     token = first + tl.arange(0, BP)
     inside = token < count
@@ -42,7 +45,7 @@ def summary_hidden_fwd_kernel(
     places = None
     if POSITIONS:
         places = pick(source, places_a, places_b, places_c, SOURCES) + (token * D)[:, None]
-    j = tl.arange(0, BJ)
+    j = tl.program_id(1) * BJ + tl.arange(0, BJ)
     acc = tl.zeros((BP, BJ), ACC)
     sums = tl.zeros((BJ,), ACC)
     mean = tl.zeros((BP,), ACC)
@@ -53,17 +56,24 @@ def summary_hidden_fwd_kernel(
         v = load_tokens(rows, places, k, inside, D, BK)  # [BP, BK]
         weights = tl.load(w1 + j[None, :] * D + k[:, None], mask=(j < J)[None, :] & (k < D)[:, None], other=0.0)
         acc = dot(v, weights, acc, PRECISION)
-        sums += tl.sum(weights.to(ACC), 0)
-        part = tl.sum((k < D).to(ACC), 0)
-        part_mean = tl.sum(v.to(ACC), 1) / part
-        centred = tl.where((k < D)[None, :], v.to(ACC) - part_mean[:, None], 0.0)
-        delta = part_mean - mean
-        squares += tl.sum(centred * centred, 1) + delta * delta * (seen * part / (seen + part))
-        mean += delta * (part / (seen + part))
-        seen += part
-    rstd = 1.0 / tl.sqrt(squares / D + eps)
+        if not LINEAR:
+            sums += tl.sum(weights.to(ACC), 0)
+            part = tl.sum((k < D).to(ACC), 0)
+            part_mean = tl.sum(v.to(ACC), 1) / part
+            centred = tl.where((k < D)[None, :], v.to(ACC) - part_mean[:, None], 0.0)
+            delta = part_mean - mean
+            squares += tl.sum(centred * centred, 1) + delta * delta * (seen * part / (seen + part))
+            mean += delta * (part / (seen + part))
+            seen += part
     bias = tl.load(b1 + j, mask=j < J, other=0.0).to(ACC)
-    h = (acc - mean[:, None] * sums[None, :]) * rstd[:, None] + bias[None, :]
+    if LINEAR:
+        h = acc + bias[None, :]
+    else:
+        rstd = 1.0 / tl.sqrt(squares / D + eps)
+        h = (acc - mean[:, None] * sums[None, :]) * rstd[:, None] + bias[None, :]
+        at = stats + item * tokens + before + token
+        tl.store(at, mean, mask=inside)
+        tl.store(at + tl.num_programs(2) * tokens, rstd, mask=inside)
     at = hidden + (item * tokens + before) * J + token[:, None] * J + j[None, :]
     tl.store(at, h.to(hidden.dtype.element_ty), mask=inside[:, None] & (j < J)[None, :])
 
@@ -75,17 +85,19 @@ def summary_pool_fwd_kernel(
     n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c,
     carry_batch, carry_row, carry_lse_batch, carry_lse_row,
     D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
-    SOURCES: tl.constexpr, POSITIONS: tl.constexpr, CARRY: tl.constexpr, SPLITS: tl.constexpr,
+    SOURCES: tl.constexpr, POSITIONS: tl.constexpr, LINEAR: tl.constexpr, CARRY: tl.constexpr, SPLITS: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Columns BD of the summary over one split of the tokens: softmax statistics and weighted sum, online."""
+    """Rows BR and columns BD of the summary over one split of the tokens: softmax statistics and weighted sum."""
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD
     item = tl.program_id(2).to(tl.int64)
     split = tl.program_id(1)
-    columns = tl.program_id(0) * BD + tl.arange(0, BD)
-    k = tl.arange(0, BR)
+    columns = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
+    k = tl.program_id(0) // BLOCKS * BR + tl.arange(0, BR)
     j = tl.arange(0, BJ)
-    weights = load_w2(w2_a, w2_b, k[:, None], j[None, :], K, J, KA, JA)  # [BR, BJ]
-    bias = load_b2(b2_a, b2_b, k, K, KA).to(ACC)
+    if not LINEAR:
+        weights = load_w2(w2_a, w2_b, k[:, None], j[None, :], K, J, KA, JA)  # [BR, BJ]
+        bias = load_b2(b2_a, b2_b, k, K, KA).to(ACC)
     top = tl.full((BR,), float("-inf"), ACC)
     total = tl.zeros((BR,), ACC)
     acc = tl.zeros((BR, BD), ACC)
@@ -93,10 +105,13 @@ def summary_pool_fwd_kernel(
         source, first, count, before = tile_of(tile, n_a, n_b, n_c, BP, SOURCES)
         token = first + tl.arange(0, BP)
         inside = token < count
-        at = hidden + (item * tokens + before) * J + token[None, :] * J + j[:, None]
-        h = tl.load(at, mask=inside[None, :] & (j < J)[:, None], other=0.0)  # [BJ, BP]
-        g = gelu(h.to(ACC)).to(hidden.dtype.element_ty)
-        scores = (dot(weights, g, tl.zeros((BR, BP), ACC), PRECISION) + bias[:, None]) * LOG2E
+        at = hidden + (item * tokens + before) * J + token[None, :] * J
+        if LINEAR:
+            scores = tl.load(at + k[:, None], mask=inside[None, :] & (k < K)[:, None], other=0.0).to(ACC) * LOG2E
+        else:
+            h = tl.load(at + j[:, None], mask=inside[None, :] & (j < J)[:, None], other=0.0)  # [BJ, BP]
+            g = gelu(h.to(ACC)).to(hidden.dtype.element_ty)
+            scores = (dot(weights, g, tl.zeros((BR, BP), ACC), PRECISION) + bias[:, None]) * LOG2E
         scores = tl.where(inside[None, :], scores, float("-inf"))
         new_top = tl.maximum(top, tl.max(scores, 1))
         shrink = tl.exp2(top - new_top)
@@ -114,7 +129,7 @@ def summary_pool_fwd_kernel(
     if SPLITS > 1:
         row = (item * SPLITS + split) * K + k
         tl.store(parts + row[:, None] * D + columns[None, :], acc, mask=kept)
-        if tl.program_id(0) == 0:
+        if tl.program_id(0) % BLOCKS == 0:
             tl.store(top_parts + row, top, mask=k < K)
             tl.store(sum_parts + row, total, mask=k < K)
     else:
@@ -130,7 +145,7 @@ def summary_pool_fwd_kernel(
             top = new_top
         row = item * K + k
         tl.store(out + row[:, None] * D + columns[None, :], (acc / total[:, None]).to(out.dtype.element_ty), mask=kept)
-        if tl.program_id(0) == 0:
+        if tl.program_id(0) % BLOCKS == 0:
             tl.store(lse + row, (top + tl.log2(total)) * LN2, mask=k < K)
 
 

@@ -15,6 +15,7 @@ from mirasol.kernels.core.numerics import accumulate_dtype
 from mirasol.kernels.ttm.configs import Tile, Tiles, splits, tiles
 from mirasol.kernels.ttm.eager import NORM_EPS
 from mirasol.kernels.ttm.triton_backward import (
+    summary_bwd_hidden_kernel,
     summary_bwd_rows_kernel,
     summary_bwd_scores_kernel,
     summary_bwd_tokens_kernel,
@@ -36,7 +37,7 @@ class Call:
     places: list[torch.Tensor]
     w1: torch.Tensor  # [J, d] in the dtype of the tokens
     b1: torch.Tensor  # [J] in the precision of sums
-    w2: list[torch.Tensor]  # one or two of [k_i, J_i]
+    w2: list[torch.Tensor]  # one or two of [k_i, J_i]; none where scores are linear in the tokens, then K = J
     b2: list[torch.Tensor]  # [k_i]
     carry_out: torch.Tensor | None
     carry_lse: torch.Tensor | None
@@ -57,7 +58,8 @@ class Call:
         first = sources[0]
         if len(w2) > 2:
             w2, b2 = [torch.block_diag(*w2)], [torch.cat(list(b2))]
-        k, j = sum(w.shape[0] for w in w2), w1.shape[0]
+        j = w1.shape[0]
+        k = sum(w.shape[0] for w in w2) if w2 else j
         return Call(
             [v if v.stride(-1) == 1 else v.contiguous() for v in sources],
             [place.contiguous() for place in positions],
@@ -67,7 +69,7 @@ class Call:
             [bias.contiguous() for bias in b2],
             carry_out if carry_out is None or carry_out.stride(-1) == 1 else carry_out.contiguous(),
             carry_lse,
-            tiles(k, j, first.shape[2], first.element_size(), target(first.device)),
+            tiles(k, j, first.shape[2], first.element_size(), target(first.device), linear=not w2),
         )
 
     @property
@@ -78,7 +80,12 @@ class Call:
     def sizes(self) -> tuple[int, int, int, int, int]:
         """B, tokens of all sources, d, J, K."""
         batch, _, d = self.first.shape
-        return batch, sum(v.shape[1] for v in self.sources), d, self.w1.shape[0], sum(w.shape[0] for w in self.w2)
+        j = self.w1.shape[0]
+        return batch, sum(v.shape[1] for v in self.sources), d, j, sum(w.shape[0] for w in self.w2) or j
+
+    @property
+    def linear(self) -> bool:
+        return not self.w2
 
     @property
     def acc(self) -> torch.dtype:
@@ -108,11 +115,11 @@ class Call:
 
     def second_layer(self) -> tuple[Any, ...]:
         """w2_a, w2_b, b2_a, b2_b."""
-        return self.w2[0], _three(self.w2)[1], self.b2[0], _three(self.b2)[1]
+        return *_three(self.w2)[:2], *_three(self.b2)[:2]
 
     def first_summary(self) -> dict[str, int]:
         """How much of J and K belongs to the first of two summaries side by side."""
-        return dict(JA=self.w2[0].shape[1], KA=self.w2[0].shape[0])
+        return dict(JA=self.w2[0].shape[1], KA=self.w2[0].shape[0]) if self.w2 else dict(JA=0, KA=0)
 
     def constants(self) -> dict[str, Any]:
         """What all kernels that walk over tokens are compiled for."""
@@ -129,29 +136,31 @@ class Call:
 
 
 def summary_forward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `eager.summary_forward`."""
+    """As `eager.summary_forward`, but that the norm's statistics [2, B, p] are kept in place of the weights."""
     call = Call.of(*args)
     with on_device(call.first):
-        hidden = _hidden(call)
+        hidden, stats = _hidden(call)
         out, lse = _pool(call, hidden)
-    return out, lse, hidden, hidden.new_empty(hidden.shape[0], 0, out.shape[1])
+    return out, lse, hidden, stats
 
 
-def _hidden(call: Call) -> torch.Tensor:
+def _hidden(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     batch, tokens, _, j, _ = call.sizes
     tile = call.tiles.hidden_layer
     hidden = call.first.new_empty(batch, tokens, j)
-    summary_hidden_fwd_kernel[(call.count(tile), batch)](
-        *call.pointers(), call.w1, call.b1, hidden, *call.lengths(), tokens, *call.strides(), NORM_EPS,
-        BP=tile.tokens, BK=tile.columns, **call.constants(), num_warps=tile.warps, num_stages=tile.stages,
+    stats = call.first.new_empty(0 if call.linear else 2, batch, tokens, dtype=call.acc)
+    summary_hidden_fwd_kernel[(call.count(tile), triton.cdiv(j, call.tiles.hidden), batch)](
+        *call.pointers(), call.w1, call.b1, hidden, stats, *call.lengths(), tokens, *call.strides(), NORM_EPS,
+        LINEAR=call.linear, BP=tile.tokens, BK=tile.columns, **call.constants(),
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return hidden
+    return hidden, stats
 
 
 def _pool(call: Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     batch, tokens, d, _, k = call.sizes
     tile, steps = call.tiles.pool, call.count(call.tiles.pool)
-    blocks = triton.cdiv(d, tile.columns)
+    blocks = triton.cdiv(d, tile.columns) * triton.cdiv(k, call.tiles.rows)
     parts = splits(blocks * batch, steps, target(call.first.device))
     out = call.first.new_empty(batch, k, d)
     lse = call.first.new_empty(batch, k, dtype=call.acc)
@@ -162,7 +171,7 @@ def _pool(call: Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     carry = dict(CARRY=call.carry_out is not None, SPLITS=parts, K=k)
     summary_pool_fwd_kernel[(blocks, parts, batch)](
         *call.pointers(), hidden, *call.second_layer(), out, lse, call.carry_out, call.carry_lse, tops, sums, rows,
-        *call.lengths(), tokens, steps, *call.strides(), *call.carry_strides(),
+        *call.lengths(), tokens, steps, *call.strides(), *call.carry_strides(), LINEAR=call.linear,
         BP=tile.tokens, BD=tile.columns, BR=call.tiles.rows, **carry, **call.first_summary(), **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -180,7 +189,7 @@ def summary_backward(
     out: torch.Tensor,
     lse: torch.Tensor,
     hidden: torch.Tensor,
-    weights: torch.Tensor,
+    stats: torch.Tensor,
     sources: Sequence[torch.Tensor],
     positions: Sequence[torch.Tensor],
     w1: torch.Tensor,
@@ -191,27 +200,40 @@ def summary_backward(
     carry_lse: torch.Tensor | None,
     source_grads: Sequence[bool],
 ) -> list[torch.Tensor]:
-    """As `eager.summary_backward`; `weights` is empty, they are computed again."""
+    """As `eager.summary_backward`, from the norm's statistics; the weights are computed again."""
     call = Call.of(sources, positions, w1, b1, w2, b2, carry_out, carry_lse)
     wanted = [grad or bool(positions) for grad in source_grads]
     grad_out, grad_lse = grad_out.contiguous(), grad_lse.contiguous()
     with on_device(call.first):
         delta, carried = _rows_backward(call, grad_out, grad_lse, out, lse)
-        found, grad_b1, grad_b2 = _scores_backward(call, grad_out, lse, delta, hidden)
-        grads = _tokens_backward(call, wanted, grad_out, found)
-        grad_w1, grad_w2 = _w1_backward(call, found.grad_hidden), _w2_backward(call, hidden, found.grad_scores)
+        weights, grad_scores, grad_b2 = _scores_backward(call, grad_out, lse, delta, hidden)
+        grad_hidden, tilts, grad_b1 = grad_scores, None, grad_b2  # what linear scores are: a layer with a bias
+        if not call.linear:
+            grad_hidden, tilts, grad_b1 = _hidden_backward(call, grad_scores, hidden, stats)
+        grads = _tokens_backward(call, wanted, grad_out, weights, grad_hidden, stats, tilts)
+        grad_w1 = _w1_backward(call, grad_hidden)
+        grad_w2 = None if call.linear else _w2_backward(call, hidden, grad_scores)
     result = [grad for grad, asked in zip(grads, source_grads, strict=True) if asked]
     result += [grads[i].sum(dim=0) for i in range(len(positions))]
+    if grad_w2 is None:
+        return [*result, grad_w1.to(w1.dtype), grad_b1.to(b1.dtype), *carried]
     centred = grad_w1 - grad_w1.mean(dim=-1, keepdim=True)  # rows of w1 have mean zero, whatever the tokens' means
     result += [centred.to(w1.dtype), grad_b1.to(b1.dtype)]
+    return result + _of_second_layer(grad_w2, grad_b2, w2, b2) + carried
+
+
+def _of_second_layer(
+    grad_w2: torch.Tensor, grad_b2: torch.Tensor, w2: Sequence[torch.Tensor], b2: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Each summary's own block of grad_w2 [K, J] and part of grad_b2 [K]."""
+    result = []
     row, column = 0, 0
     for weight in w2:
         end, stop = row + weight.shape[0], column + weight.shape[1]
         result.append(grad_w2[row:end, column:stop].to(weight.dtype).clone(memory_format=torch.contiguous_format))
         row, column = end, stop
     parts = grad_b2.split([bias.shape[0] for bias in b2])
-    result += [part.to(bias.dtype).clone() for part, bias in zip(parts, b2, strict=True)]
-    return result + carried
+    return result + [part.to(bias.dtype).clone() for part, bias in zip(parts, b2, strict=True)]
 
 
 def _rows_backward(
@@ -230,42 +252,49 @@ def _rows_backward(
     return delta, carried
 
 
-@dataclass(frozen=True)
-class ByToken:
-    """What the scores' kernel leaves for the others: weights and grad_scores [B, p, K], grad_hidden [B, p, J], ..."""
-
-    weights: torch.Tensor
-    grad_scores: torch.Tensor
-    grad_hidden: torch.Tensor
-    means: torch.Tensor
-    tilts: torch.Tensor
-
-
 def _scores_backward(
     call: Call, grad_out: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor, hidden: torch.Tensor
-) -> tuple[ByToken, torch.Tensor, torch.Tensor]:
-    """Gradients by token, and of both biases."""
-    batch, tokens, _, j, k = call.sizes
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Softmax weights and gradients of the scores [B, p, K], and of their bias [K]."""
+    batch, tokens, _, _, k = call.sizes
     tile, steps = call.tiles.scores, call.count(call.tiles.scores)
-    found = ByToken(
-        hidden.new_empty(batch, tokens, k),
-        hidden.new_empty(batch, tokens, k),
-        hidden.new_empty(batch, tokens, j),
-        lse.new_empty(batch, tokens),
-        lse.new_empty(batch, tokens),
-    )
-    sums_b1, sums_b2 = lse.new_empty(batch, steps, j), lse.new_empty(batch, steps, k)
-    summary_bwd_scores_kernel[(steps, batch)](
-        *call.pointers(), hidden, call.b1, *call.second_layer(), grad_out, lse, delta,
-        found.weights, found.grad_scores, found.grad_hidden, found.means, found.tilts, sums_b1, sums_b2,
-        *call.lengths(), tokens, steps, *call.strides(), NORM_EPS,
-        K=k, BP=tile.tokens, BK=tile.columns, BR=call.tiles.rows, **call.first_summary(), **call.constants(),
+    weights, grad_scores = (hidden.new_empty(batch, tokens, k) for _ in range(2))
+    sums = lse.new_empty(batch, steps, k)
+    summary_bwd_scores_kernel[(steps, triton.cdiv(k, call.tiles.rows), batch)](
+        *call.pointers(), hidden, *call.second_layer(), grad_out, lse, delta, weights, grad_scores, sums,
+        *call.lengths(), tokens, steps, *call.strides(), K=k, LINEAR=call.linear,
+        BP=tile.tokens, BK=tile.columns, BR=call.tiles.rows, **call.first_summary(), **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return found, sums_b1.sum(dim=(0, 1)), sums_b2.sum(dim=(0, 1))
+    return weights, grad_scores, sums.sum(dim=(0, 1))
 
 
-def _tokens_backward(call: Call, wanted: Sequence[bool], grad_out: torch.Tensor, found: ByToken) -> list[torch.Tensor]:
+def _hidden_backward(
+    call: Call, grad_scores: torch.Tensor, hidden: torch.Tensor, stats: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradient of the hidden layer over the deviation [B, p, J], the norm's pull [B, p], gradient of b1 [J]."""
+    batch, tokens, d, j, k = call.sizes
+    tile = call.tiles.grad_hidden
+    steps = triton.cdiv(batch * tokens, tile.tokens)
+    grad_hidden, tilts, sums = torch.empty_like(hidden), stats.new_empty(batch, tokens), stats.new_empty(steps, j)
+    constants = call.constants()
+    summary_bwd_hidden_kernel[(steps,)](
+        hidden, stats, call.b1, *call.second_layer()[:2], grad_scores, grad_hidden, tilts, sums, batch * tokens,
+        D=d, J=j, K=k, **call.first_summary(), BP=tile.tokens, BJ=call.tiles.hidden, BR=tile.columns,
+        ACC=constants["ACC"], PRECISION=constants["PRECISION"], num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return grad_hidden, tilts, sums.sum(dim=0)
+
+
+def _tokens_backward(
+    call: Call,
+    wanted: Sequence[bool],
+    grad_out: torch.Tensor,
+    weights: torch.Tensor,
+    grad_hidden: torch.Tensor,
+    stats: torch.Tensor,
+    tilts: torch.Tensor | None,
+) -> list[torch.Tensor]:
     """Gradients of the sources; those not wanted are not computed and hold nothing of use."""
     batch, tokens, d, _, k = call.sizes
     grads = [v.new_empty(v.shape) if want else v for v, want in zip(call.sources, wanted, strict=True)]
@@ -274,9 +303,9 @@ def _tokens_backward(call: Call, wanted: Sequence[bool], grad_out: torch.Tensor,
     tile = call.tiles.tokens
     flags = [*wanted, False, False]
     summary_bwd_tokens_kernel[(call.count(tile), triton.cdiv(d, tile.columns), batch)](
-        *call.pointers(), call.w1, grad_out, found.weights, found.grad_hidden, found.means, found.tilts,
-        *_three(grads), *call.lengths(), tokens, *call.strides(),
-        K=k, WANT_A=flags[0], WANT_B=flags[1], WANT_C=flags[2],
+        *call.pointers(), call.w1, grad_out, weights, grad_hidden, stats, tilts,
+        *_three(grads), *call.lengths(), tokens, *call.strides(), K=k, LINEAR=call.linear,
+        WANT_A=flags[0], WANT_B=flags[1], WANT_C=flags[2],
         BP=tile.tokens, BD=tile.columns, BR=call.tiles.rows, **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
@@ -286,7 +315,7 @@ def _tokens_backward(call: Call, wanted: Sequence[bool], grad_out: torch.Tensor,
 def _w1_backward(call: Call, grad_hidden: torch.Tensor) -> torch.Tensor:
     batch, tokens, d, j, _ = call.sizes
     tile = call.tiles.weights
-    steps, blocks = call.count(tile), triton.cdiv(d, tile.columns)
+    steps, blocks = call.count(tile), triton.cdiv(d, tile.columns) * triton.cdiv(j, call.tiles.hidden)
     parts = splits(blocks, steps * batch, target(call.first.device))
     partial = grad_hidden.new_empty(parts, j, d, dtype=call.acc)
     summary_bwd_w1_kernel[(blocks, parts)](
@@ -299,11 +328,11 @@ def _w1_backward(call: Call, grad_hidden: torch.Tensor) -> torch.Tensor:
 
 def _w2_backward(call: Call, hidden: torch.Tensor, grad_scores: torch.Tensor) -> torch.Tensor:
     batch, tokens, _, j, k = call.sizes
-    tile = call.tiles.weights
-    parts = splits(1, triton.cdiv(batch * tokens, tile.tokens), target(call.first.device))
+    tile, blocks = call.tiles.weights, triton.cdiv(k, call.tiles.rows)
+    parts = splits(blocks, triton.cdiv(batch * tokens, tile.tokens), target(call.first.device))
     partial = hidden.new_empty(parts, k, j, dtype=call.acc)
     constants = call.constants()
-    summary_bwd_w2_kernel[(parts,)](
+    summary_bwd_w2_kernel[(blocks, parts)](
         hidden, grad_scores, partial, batch * tokens,
         J=j, K=k, SPLITS=parts, BP=tile.tokens, BJ=call.tiles.hidden, BR=call.tiles.rows,
         ACC=constants["ACC"], PRECISION=constants["PRECISION"], num_warps=tile.warps, num_stages=tile.stages,

@@ -10,7 +10,7 @@ from ttm_helpers import convert, leaves, token_learner_params
 
 from mirasol.kernels import ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.kernels.core.device import INTERPRETER, Target
-from mirasol.kernels.ttm import configs, eager, triton_launch
+from mirasol.kernels.ttm import configs, eager, ops, triton_launch
 from tolerance import assert_close, assert_within_budget
 
 HOPPER = Target(arch=90, kind="cuda", multiprocessors=132, shared_memory=232448)
@@ -54,6 +54,8 @@ CASES = [  # B, tokens of each source, d, hidden, k, positions, carry
     (1, [33, 17], 70, [16, 8], [5, 12], False, True),
     (2, [40], 64, [64], [32], True, False),
     (1, [1, 1, 1], 33, [5], [17], True, False),
+    (1, [20, 9], 24, [8], [130], True, True),
+    (2, [19], 20, [8, 4], [70, 130], False, False),
 ]
 
 
@@ -67,11 +69,54 @@ def test_kernels_equal_the_eager_path(case, dtype):
     for name, ours, theirs in results:
         assert_close(name, ours, theirs, rtol=rtol)
     out, lse, *_ = expected
-    saved = torch.randn_like(out), torch.randn_like(lse), *expected, *args, [True] * len(case[1])
-    pairs = zip(triton_launch.summary_backward(*saved), eager.summary_backward(*saved), strict=True)
+    seeds, wanted = (torch.randn_like(out), torch.randn_like(lse)), [True] * len(case[1])
+    kept = triton_launch.summary_forward(*args)
+    gradients = triton_launch.summary_backward(*seeds, *kept, *args, wanted)
+    pairs = zip(gradients, eager.summary_backward(*seeds, *expected, *args, wanted), strict=True)
     for i, (ours, theirs) in enumerate(pairs):
         assert ours.dtype == theirs.dtype
         assert_close(f"gradient {i} {list(theirs.shape)}", ours, theirs, rtol=10 * rtol)
+
+
+def naive_linear_summary(sources, places, queries, shift, carry_out, carry_lse):
+    """Softmax over all tokens of v Qf^T + shift, and the weighted mean of v; a carry is one more token with its lse."""
+    v = torch.cat([v + place for v, place in zip(sources, places, strict=True)] if places else sources, dim=1)
+    scores = torch.einsum("bpd,kd->bkp", v, queries.to(v.dtype)) + shift[:, None]
+    if carry_out is None:
+        return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
+    weights = torch.cat([scores, carry_lse[..., None]], dim=-1).softmax(dim=-1)
+    out = weights[..., :-1] @ v + weights[..., -1:] * carry_out
+    return out, torch.logaddexp(scores.logsumexp(dim=-1), carry_lse)
+
+
+LINEAR_CASES = [  # B, tokens of each source, d, rows, positions, carry
+    (2, [5], 12, 3, False, False),
+    (1, [33, 17], 70, 12, False, True),
+    (2, [5, 20, 3], 40, 70, True, True),
+    (1, [1, 1, 1], 33, 17, True, False),
+    (1, [20, 9], 24, 130, True, True),
+]
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=needs_interpreter), torch.float32])
+@pytest.mark.parametrize("case", LINEAR_CASES)
+def test_linear_scores_equal_the_naive_form(case, dtype):
+    batch, sizes, d, rows, positions, carry = case
+    sources, places, queries, shift, _, _, carry_out, carry_lse = arguments(
+        batch, sizes, d, [rows], [rows], positions, carry, dtype
+    )
+    tensors = [*sources, *places, queries, shift, *([carry_out, carry_lse] if carry else [])]
+    for tensor in tensors:
+        tensor.requires_grad_()
+    expected = naive_linear_summary(sources, places, queries, shift, carry_out, carry_lse)
+    ours = ops.summary(sources, places, queries, shift, [], [], carry_out, carry_lse, "triton")
+    rtol = 1e-12 if dtype == torch.float64 else 1e-5
+    seeds = [torch.randn_like(value) for value in expected]
+    grads = [torch.autograd.grad(values, tensors, seeds) for values in (ours, expected)]
+    for name, a, b in zip(("out", "lse"), ours, expected, strict=True):
+        assert_close(name, a, b, rtol=rtol)
+    for i, (a, b) in enumerate(zip(*grads, strict=True)):
+        assert_close(f"gradient {i} {list(b.shape)}", a, b, rtol=10 * rtol)
 
 
 def test_unwanted_source_gradients_are_not_computed():
@@ -195,8 +240,8 @@ def test_low_precision_stays_within_the_budget_of_plain_pytorch(dtype):
 
 def test_the_choice_is_seen_and_refusals_say_why():
     memory = torch.randn(1, 4, 8)
-    wide = token_learner_params(8, 129, dtype=torch.float32)
-    with pytest.raises(ValueError, match=r"at most 128 summary tokens, there are 129"):
+    wide = token_learner_params(8, 1025, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"at most 1024 summary tokens, there are 1025"):
         ttm_read(memory, memory, wide, backend="triton")
     from mirasol.kernels import MeanPoolParams
 
@@ -212,14 +257,15 @@ def test_the_choice_is_seen_and_refusals_say_why():
             )
 
 
-@given(st.integers(1, 128), st.integers(1, 128), st.integers(1, 2048), st.sampled_from([2, 4]))
+@given(st.integers(1, 1024), st.integers(1, 128), st.integers(1, 2048), st.sampled_from([2, 4]), st.booleans())
 @settings(max_examples=60, deadline=None)
-def test_tiles_cover_the_shape(k, hidden, d, itemsize):
+def test_tiles_cover_the_shape(k, hidden, d, itemsize, linear):
     for target in (HOPPER, INTERPRETER):
-        tiles = configs.tiles(k, hidden, d, itemsize, target)
-        assert tiles.rows >= k
-        assert tiles.hidden >= hidden
-        for tile in (tiles.hidden_layer, tiles.pool, tiles.scores, tiles.tokens, tiles.weights):
+        tiles = configs.tiles(k, k if linear else hidden, d, itemsize, target, linear=linear)
+        assert tiles.rows & (tiles.rows - 1) == 0
+        assert tiles.rows <= 128
+        assert linear or tiles.hidden >= hidden
+        for tile in (tiles.hidden_layer, tiles.pool, tiles.scores, tiles.grad_hidden, tiles.tokens, tiles.weights):
             assert tile.tokens & (tile.tokens - 1) == 0
             assert tile.columns & (tile.columns - 1) == 0
 
