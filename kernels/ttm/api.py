@@ -10,10 +10,11 @@ import torch
 from ..core.checks import expect, expect_shape, expect_tensor
 from ..core.device import triton_refusals
 from ..core.dispatch import Backend, choose_backend
-from . import reference, scan
-from .configs import size_refusals
+from . import erase_add, reference, scan
+from .configs import latent_query_refusals, size_refusals
 from .params import (
     EraseAddParams,
+    LatentQueryParams,
     SummaryParams,
     TokenLearnerParams,
     WriteParams,
@@ -21,6 +22,7 @@ from .params import (
     check_summary,
     summary_size,
 )
+from .summaries import partial_size
 
 Process = Callable[[torch.Tensor], torch.Tensor]
 Form = Literal["auto", "parallel", "stepwise"]
@@ -142,7 +144,7 @@ def ttm_scan(
     if chosen == "reference":
         outputs, memories = reference.ttm_scan(memory, inputs, read_params, checked, write_params)
         return outputs, memories if return_memories else memories[:, -1]
-    kept = read_size + (0 if isinstance(write_params, EraseAddParams) else memory.shape[1])
+    kept = partial_size(read_params, chosen) + partial_size(write_params, chosen)
     chosen_form = scan.choose_form(inputs, kept, chosen) if form == "auto" else form
     out, mem = scan.scan(memory, inputs, read_params, checked, write_params, chosen_form, chosen)
     return torch.stack(out, dim=1), torch.stack(mem, dim=1) if return_memories else mem[-1]
@@ -217,13 +219,15 @@ def ungroup_tokens(tokens: torch.Tensor, groups: int) -> torch.Tensor:
 
 
 def _backend(op: str, backend: str, tensors: Sequence[torch.Tensor], *params: WriteParams) -> str:
-    """Only TokenLearners have kernels of their own; under "auto" the other variants run beside them in PyTorch."""
+    """Under "auto" an erase-add write of sizes that its kernels do not serve runs in PyTorch beside the summaries."""
     refusals = triton_refusals(*tensors)
     for given in params:
         if isinstance(given, TokenLearnerParams):
             refusals += size_refusals([given])
-        elif backend == "triton":
-            refusals.append(f"{type(given).__name__} is made of library matrix products and has no kernels.")
+        elif isinstance(given, LatentQueryParams):
+            refusals += latent_query_refusals(given)
+        elif isinstance(given, EraseAddParams) and backend == "triton":
+            refusals += erase_add.size_refusals(given)
     return choose_backend(op, backend, tensors[0].device.type == "cuda", refusals)
 
 

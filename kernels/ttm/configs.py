@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import torch
 
+from mirasol.kernels.attention.configs import MOST_WIDTH as MOST_HEAD_WIDTH
 from mirasol.kernels.core.device import Target
-from mirasol.kernels.ttm.params import TokenLearnerParams
+from mirasol.kernels.ttm.params import LatentQueryParams, TokenLearnerParams
 
 MOST_K = 1024  # summary tokens of all summaries side by side
 MOST_HIDDEN = 128
@@ -91,6 +92,23 @@ def size_refusals(side_by_side: Sequence[TokenLearnerParams]) -> list[str]:
         ("channels", w1.shape[1], MOST_WIDTH),
     )
     return [f"Its kernels serve at most {most} {what}, there are {size}." for what, size, most in limits if size > most]
+
+
+def pools_latent_queries(params: LatentQueryParams) -> bool:
+    """Whether tokens are pooled before values are projected: less work where H k < d, if the kernels hold it."""
+    rows, d = params.heads * params.queries.shape[0], params.queries.shape[1]
+    return rows < d and rows <= MOST_K and d <= MOST_WIDTH
+
+
+def latent_query_refusals(params: LatentQueryParams) -> list[str]:
+    """One sentence where neither pooling nor attention over projected keys and values serves a latent-query summary."""
+    width = params.queries.shape[1] // params.heads
+    if pools_latent_queries(params) or width <= MOST_HEAD_WIDTH:
+        return []
+    return [
+        f"Its kernels serve latent queries with heads of at most {MOST_HEAD_WIDTH} channels, these have {width}, "
+        f"or with fewer than d rows of heads times queries, at most {MOST_K}, and d at most {MOST_WIDTH}."
+    ]
 
 
 def splits(programs: int, work: int, target: Target) -> int:

@@ -1,4 +1,4 @@
-"""The opaque operator behind every TokenLearner summary, with its autograd."""
+"""The opaque operators behind the summaries, with their autograd: pooling under scores, and means over windows."""
 
 from __future__ import annotations
 
@@ -178,3 +178,78 @@ def summary(
     """`ttm_summary` with gradients: out [B, K, d] and lse [B, K]."""
     tensors = (*sources, *positions, w1, b1, *w2, *b2, carry_out, carry_lse)
     return _Summary.apply(backend, len(sources), len(positions), len(w2), *tensors)
+
+
+def _mean(sources, positions, carry, offsets, total, k):
+    from . import triton_mean
+
+    return triton_mean.forward(sources, positions, carry, offsets, total, k)
+
+
+def _mean_fake(sources, positions, carry, offsets, total, k):
+    return sources[0].new_empty(sources[0].shape[0], k, sources[0].shape[2])
+
+
+def _mean_backward(grad, sizes, offsets, total, k):
+    from . import triton_mean
+
+    return triton_mean.backward(grad, sizes, offsets, total, k)
+
+
+def _mean_backward_fake(grad, sizes, offsets, total, k):
+    return [grad.new_empty(grad.shape[0], size, grad.shape[2]) for size in sizes]
+
+
+ttm_mean = define(
+    "ttm_mean(Tensor[] sources, Tensor[] positions, Tensor? carry, SymInt[] offsets, SymInt total, SymInt k) -> Tensor",
+    impl=_mean,
+    fake=_mean_fake,
+    flops=None,
+)
+"""The part of the means over k windows [B, k, d] that comes from some of `total` tokens, plus `carry`. Triton only.
+
+Sources [B, p_i, d] begin at token `offsets[i]` of all; a window is divided by its whole length, so that parts add up.
+"""
+
+ttm_mean_backward = define(
+    "ttm_mean_backward(Tensor grad, SymInt[] sizes, SymInt[] offsets, SymInt total, SymInt k) -> Tensor[]",
+    impl=_mean_backward,
+    fake=_mean_backward_fake,
+    flops=None,
+)
+"""Gradients [B, sizes[i], d] of sources that begin at `offsets[i]`."""
+
+
+class _Mean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, offsets, total, k, n_sources, carry, *tensors):
+        sources, positions = list(tensors[:n_sources]), list(tensors[n_sources:])
+        ctx.settings = [v.shape[1] for v in sources], offsets, total, k
+        return ttm_mean(sources, positions, carry, offsets, total, k)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        sizes, offsets, total, k = ctx.settings
+        needed = ctx.needs_input_grad[5:]
+        of_sources, of_positions = needed[: len(sizes)], needed[len(sizes) :]
+        wanted = [i for i in range(len(sizes)) if of_sources[i] or (of_positions and of_positions[i])]
+        grads: list[torch.Tensor | None] = [None] * len(sizes)
+        if wanted:
+            given = [sizes[i] for i in wanted], [offsets[i] for i in wanted]
+            for i, found in zip(wanted, ttm_mean_backward(grad, *given, total, k), strict=True):
+                grads[i] = found
+        places = [None if g is None else g.sum(dim=0) for g in grads] if of_positions else []
+        return None, None, None, None, grad if ctx.needs_input_grad[4] else None, *grads, *places
+
+
+def mean(
+    sources: Sequence[torch.Tensor],
+    positions: Sequence[torch.Tensor],
+    carry: torch.Tensor | None,
+    offsets: list[int],
+    total: int,
+    k: int,
+) -> torch.Tensor:
+    """`ttm_mean` with gradients: [B, k, d]."""
+    return _Mean.apply(offsets, total, k, len(sources), carry, *sources, *positions)

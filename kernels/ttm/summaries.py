@@ -1,45 +1,28 @@
-"""Summaries of parts of the tokens, and how partial results merge.
-
-The tokens come in up to three parts (memory, inputs, outputs). A score depends on its own token only, so a summary of
-some parts, with the logarithm of its softmax denominator, can be merged exactly with that of the others: this is what
-lets `ttm_scan` summarise the inputs of all chunks at once.
-"""
+"""Summaries of parts of the tokens: which one parameters describe, TokenLearner, and means over windows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 
 from ..core.numerics import accumulate_dtype
 from . import ops
-from .params import LatentQueryParams, MeanPoolParams, SummaryParams, TokenLearnerParams
+from .configs import pools_latent_queries
+from .latent_query import latent_query
+from .params import (
+    EraseAddParams,
+    LatentQueryParams,
+    MeanPoolParams,
+    SummaryParams,
+    TokenLearnerParams,
+    WriteParams,
+    summary_size,
+)
+from .partials import INPUTS, MEMORY, OUTPUTS, Partial, Summary
 
-MEMORY, INPUTS, OUTPUTS = 0, 1, 2
-
-
-class Partial(NamedTuple):
-    """Summary of some of the tokens.
-
-    out: [B, k, d], the weighted mean over these tokens; lse: logarithm of the softmax denominator over them, [B, k] or
-    [B, H, k]; None where weights need no softmax, then `out` is a weighted sum and partials add up.
-    """
-
-    out: torch.Tensor
-    lse: torch.Tensor | None
-
-
-class Summary(Protocol):
-    """A summary prepared for parts of known sizes."""
-
-    def partial(self, parts: Mapping[int, torch.Tensor]) -> Partial:
-        """Summarise some of the parts, each [B, p_i, d]."""
-        ...
-
-    def finish(self, parts: Mapping[int, torch.Tensor], carry: Partial | None = None) -> torch.Tensor:
-        """Summarise parts merged with a partial of the others: [B, k, d]."""
-        ...
+__all__ = ["INPUTS", "MEMORY", "OUTPUTS", "Partial", "Summary", "fold", "partial_size", "prepare"]
 
 
 def prepare(params: SummaryParams, sizes: Sequence[int], backend: str) -> Summary:
@@ -47,8 +30,17 @@ def prepare(params: SummaryParams, sizes: Sequence[int], backend: str) -> Summar
     if isinstance(params, TokenLearnerParams):
         return TokenLearner(params, sizes, backend)
     if isinstance(params, LatentQueryParams):
-        return LatentQuery(params, sizes)
-    return MeanPool(params, sizes)
+        return latent_query(params, sizes, backend)
+    return MeanPool(params, sizes, backend)
+
+
+def partial_size(params: WriteParams, backend: str) -> int:
+    """How many rows of width d the partial summary of a chunk's inputs holds."""
+    if isinstance(params, EraseAddParams):
+        return 0
+    if isinstance(params, LatentQueryParams) and backend == "triton" and pools_latent_queries(params):
+        return params.heads * params.queries.shape[0]
+    return summary_size(params)
 
 
 class Folded(NamedTuple):
@@ -90,75 +82,27 @@ class TokenLearner:
         )
 
 
-class LatentQuery:
-    """Attention of learned queries, made of library matrix products.
-
-    The queries are constants, so that scores need no projected keys: q_h (Wk_h v) = (q_h Wk_h) v; the key bias is one
-    number a query, which falls out of the softmax but belongs to lse. The values are projected after pooling where that
-    is less work (H k < d), before it otherwise.
-    """
-
-    def __init__(self, params: LatentQueryParams, sizes: Sequence[int]) -> None:
-        self.params = params
-        self.positions = None if params.positions is None else params.positions.split(list(sizes))
-        heads = params.heads
-        width = params.wq.shape[0] // heads
-        queries = torch.nn.functional.linear(params.queries, params.wq, params.bq) * width**-0.5
-        per_head = queries.unflatten(-1, (heads, width)).transpose(0, 1)  # [H, k, D]
-        self.queries = per_head
-        self.shift = torch.bmm(per_head, params.bk.unflatten(0, (heads, width, 1)))  # [H, k, 1]
-        self.pool_first = heads * queries.shape[0] < queries.shape[1]
-        self.folded = torch.bmm(per_head, params.wk.unflatten(0, (heads, width))) if self.pool_first else None
-
-    def partial(self, parts: Mapping[int, torch.Tensor]) -> Partial:
-        return self._merge([self._one(part, v) for part, v in parts.items()])
-
-    def finish(self, parts: Mapping[int, torch.Tensor], carry: Partial | None = None) -> torch.Tensor:
-        partials = [self._one(part, v) for part, v in parts.items()] + ([] if carry is None else [carry])
-        return torch.nn.functional.linear(self._merge(partials).out, self.params.wo, self.params.bo)
-
-    def _one(self, part: int, v: torch.Tensor) -> Partial:
-        """Mean of the projected values under each head's weights [B, k, d] and lse [B, H, k]."""
-        v = v if self.positions is None else v + self.positions[part]
-        p, heads = self.params, self.params.heads
-        if self.folded is not None:
-            scores = torch.matmul(self.folded.flatten(0, 1), v.transpose(1, 2)).unflatten(1, (heads, -1))
-        else:
-            keys = torch.nn.functional.linear(v, p.wk).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1)
-            scores = torch.matmul(self.queries, keys)  # [B, H, k, p]
-        lse = scores.to(accumulate_dtype(v.dtype)).logsumexp(dim=-1)
-        weights = (scores - lse[..., None]).exp().to(v.dtype)
-        if self.folded is not None:
-            pooled = torch.bmm(weights.flatten(1, 2), v).unflatten(1, (heads, -1))  # [B, H, k, d]
-            out = torch.matmul(pooled, p.wv.unflatten(0, (heads, -1)).transpose(1, 2))  # [B, H, k, D]
-        else:
-            out = torch.matmul(weights, torch.nn.functional.linear(v, p.wv).unflatten(-1, (heads, -1)).transpose(1, 2))
-        return Partial(out.transpose(1, 2).flatten(2) + p.bv, lse + self.shift[..., 0])
-
-    def _merge(self, partials: Sequence[Partial]) -> Partial:
-        if len(partials) == 1:
-            return partials[0]
-        lses = torch.stack([partial.lse for partial in partials if partial.lse is not None])
-        lse = lses.logsumexp(dim=0)
-        shares = (lses - lse).exp().transpose(2, 3)[..., None]  # [parts, B, k, H, 1]
-        outs = torch.stack([partial.out for partial in partials]).unflatten(-1, (self.params.heads, -1))
-        return Partial((outs * shares.to(outs.dtype)).sum(dim=0).flatten(2), lse)
-
-
 class MeanPool:
-    """Means over windows of tokens: a constant matrix [k, p], cut at the borders of the parts."""
+    """Means over windows of tokens: a constant matrix [k, p], cut at the borders of the parts, or a fused operator."""
 
-    def __init__(self, params: MeanPoolParams, sizes: Sequence[int]) -> None:
-        self.k, self.sizes = params.k, list(sizes)
+    def __init__(self, params: MeanPoolParams, sizes: Sequence[int], backend: str) -> None:
+        self.k, self.sizes, self.backend = params.k, list(sizes), backend
         self.positions = None if params.positions is None else params.positions.split(self.sizes)
 
     def partial(self, parts: Mapping[int, torch.Tensor]) -> Partial:
-        outs = [torch.matmul(self._weights(part, v), self._tokens(part, v)) for part, v in parts.items()]
-        return Partial(outs[0] if len(outs) == 1 else torch.stack(outs).sum(dim=0), None)
+        return Partial(self._sum(parts, None), None)
 
     def finish(self, parts: Mapping[int, torch.Tensor], carry: Partial | None = None) -> torch.Tensor:
-        out = self.partial(parts).out
-        return out if carry is None else out + carry.out
+        return self._sum(parts, None if carry is None else carry.out)
+
+    def _sum(self, parts: Mapping[int, torch.Tensor], carry: torch.Tensor | None) -> torch.Tensor:
+        if self.backend == "triton":
+            positions = [] if self.positions is None else [self.positions[part] for part in parts]
+            offsets = [sum(self.sizes[:part]) for part in parts]
+            return ops.mean(list(parts.values()), positions, carry, offsets, sum(self.sizes), self.k)
+        outs = [torch.matmul(self._weights(part, v), self._tokens(part, v)) for part, v in parts.items()]
+        outs += [] if carry is None else [carry]
+        return outs[0] if len(outs) == 1 else torch.stack(outs).sum(dim=0)
 
     def _tokens(self, part: int, v: torch.Tensor) -> torch.Tensor:
         return v if self.positions is None else v + self.positions[part]
