@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from mirasol.kernels.core.device import Target
+from mirasol.kernels.core.device import Target, triton_version
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class Tile:
     masks every tile in one loop, for heads so wide that two loops do not fit into the registers.
     tma: loads by the tensor memory accelerator; needs 16-byte aligned strides and a power of two of grouped heads.
     warp_specialize: loads and matrix products in separate warps.
+    registers: the most that a thread may take. 0 leaves it to the compiler, which may spill a few to make room for one
+    more program.
     """
 
     block_m: int
@@ -32,6 +34,7 @@ class Tile:
     masks: str = "edges"
     tma: bool = False
     warp_specialize: bool = False
+    registers: int = 0
     source: str = "compiled"
 
 
@@ -53,11 +56,11 @@ _POINTERS: dict[Row, Tile] = {
     (BACKWARD_KV, 64, 2, False): Tile(64, 128, 8, 2),
     (BACKWARD_KV, 64, 2, True): Tile(32, 64, 4, 2),
     (BACKWARD_KV, 128, 2, False): Tile(64, 64, 8, 2),
-    (BACKWARD_KV, 128, 2, True): Tile(64, 64, 8, 2),
+    (BACKWARD_KV, 128, 2, True): Tile(32, 64, 8, 2),
     (BACKWARD_KV, 256, 2, False): Tile(32, 32, 8, 1),
     (BACKWARD_KV, 256, 2, True): Tile(32, 32, 8, 1, masks="all"),
     (BACKWARD_Q, 64, 2, False): Tile(128, 64, 8, 2),
-    (BACKWARD_Q, 64, 2, True): Tile(128, 64, 8, 2),
+    (BACKWARD_Q, 64, 2, True): Tile(128, 32, 8, 2),
     (BACKWARD_Q, 128, 2, False): Tile(64, 64, 8, 2),
     (BACKWARD_Q, 128, 2, True): Tile(64, 64, 8, 2),
     (BACKWARD_Q, 256, 2, False): Tile(64, 32, 8, 1),
@@ -71,15 +74,41 @@ _POINTERS: dict[Row, Tile] = {
     (BACKWARD_KV, 64, 4, False): Tile(16, 32, 4, 1),
     (BACKWARD_KV, 64, 4, True): Tile(16, 32, 4, 1, masks="all"),
     (BACKWARD_KV, 128, 4, False): Tile(16, 16, 4, 1),
-    (BACKWARD_KV, 128, 4, True): Tile(16, 16, 4, 1, masks="all"),
-    (BACKWARD_KV, 256, 4, False): Tile(16, 16, 8, 1),
+    (BACKWARD_KV, 128, 4, True): Tile(16, 16, 4, 1, masks="all", registers=168),
+    (BACKWARD_KV, 256, 4, False): Tile(16, 16, 8, 1, registers=128),
     (BACKWARD_KV, 256, 4, True): Tile(16, 16, 8, 1, masks="all"),
     (BACKWARD_Q, 64, 4, False): Tile(32, 32, 8, 1),
-    (BACKWARD_Q, 64, 4, True): Tile(32, 32, 8, 1, masks="all"),
+    (BACKWARD_Q, 64, 4, True): Tile(32, 32, 8, 1, masks="all", registers=128),
     (BACKWARD_Q, 128, 4, False): Tile(16, 16, 4, 1),
-    (BACKWARD_Q, 128, 4, True): Tile(16, 16, 4, 1, masks="all"),
-    (BACKWARD_Q, 256, 4, False): Tile(16, 16, 8, 1),
+    (BACKWARD_Q, 128, 4, True): Tile(16, 16, 4, 1, masks="all", registers=168),
+    (BACKWARD_Q, 256, 4, False): Tile(16, 16, 8, 1, registers=128),
     (BACKWARD_Q, 256, 4, True): Tile(16, 16, 8, 1, masks="all"),
+}
+
+# AMD's matrix units (compiled for gfx942, 64 KiB of shared memory): where they differ from the rows above.
+_AMD: dict[Row, Tile] = {
+    (FORWARD, 64, 2, False): Tile(128, 64, 4, 2),
+    (FORWARD, 64, 2, True): Tile(128, 32, 4, 1, masks="all"),
+    (FORWARD, 128, 2, False): Tile(128, 64, 4, 2),
+    (FORWARD, 128, 2, True): Tile(128, 64, 8, 1, masks="all"),
+    (BACKWARD_KV, 64, 2, False): Tile(32, 128, 8, 1),
+    (BACKWARD_KV, 64, 2, True): Tile(16, 64, 4, 1),
+    (BACKWARD_KV, 128, 2, False): Tile(32, 128, 4, 1),
+    (BACKWARD_KV, 128, 2, True): Tile(16, 64, 4, 1),
+    (BACKWARD_Q, 64, 2, False): Tile(128, 64, 4, 1),
+    (BACKWARD_Q, 64, 2, True): Tile(128, 32, 4, 1),
+    (BACKWARD_Q, 128, 2, False): Tile(128, 64, 4, 1),
+    (BACKWARD_Q, 128, 2, True): Tile(128, 32, 4, 1),
+    (FORWARD, 256, 2, False): Tile(64, 32, 4, 1),
+    (FORWARD, 256, 2, True): Tile(64, 32, 8, 1),
+    (BACKWARD_KV, 256, 2, False): Tile(16, 64, 8, 1),
+    (BACKWARD_KV, 256, 2, True): Tile(16, 32, 8, 1),
+    (BACKWARD_Q, 256, 2, False): Tile(32, 32, 4, 1),
+    (BACKWARD_Q, 256, 2, True): Tile(64, 16, 4, 1),
+    (BACKWARD_KV, 256, 4, False): Tile(16, 16, 4, 1),
+    (BACKWARD_KV, 256, 4, True): Tile(16, 16, 4, 1, masks="all"),
+    (BACKWARD_Q, 256, 4, False): Tile(16, 16, 4, 1),
+    (BACKWARD_Q, 256, 4, True): Tile(16, 16, 4, 1, masks="all"),
 }
 
 # By descriptors: sm_90 and newer.
@@ -94,26 +123,41 @@ _DESCRIPTORS: dict[Row, Tile] = {
     (BACKWARD_KV, 64, 2, True): Tile(64, 128, 8, 3, tma=True),
     (BACKWARD_KV, 128, 2, False): Tile(64, 128, 8, 2, tma=True),
     (BACKWARD_KV, 128, 2, True): Tile(64, 64, 8, 2, tma=True),
-    (BACKWARD_KV, 256, 2, False): Tile(64, 64, 8, 1, tma=True),
-    (BACKWARD_KV, 256, 2, True): Tile(64, 64, 8, 1, tma=True, masks="all"),
+    (BACKWARD_KV, 256, 2, False): Tile(32, 64, 8, 2, tma=True),
+    (BACKWARD_KV, 256, 2, True): Tile(32, 64, 8, 2, tma=True, masks="all"),
     (BACKWARD_Q, 64, 2, False): Tile(128, 128, 8, 2, tma=True),
     (BACKWARD_Q, 64, 2, True): Tile(128, 64, 8, 2, tma=True),
     (BACKWARD_Q, 128, 2, False): Tile(128, 64, 8, 2, tma=True),
     (BACKWARD_Q, 128, 2, True): Tile(128, 32, 8, 2, tma=True),
     (BACKWARD_Q, 256, 2, False): Tile(64, 32, 8, 2, tma=True),
     (BACKWARD_Q, 256, 2, True): Tile(64, 32, 8, 2, tma=True, masks="all"),
+    (FORWARD, 256, 4, True): Tile(16, 16, 8, 1, masks="all", registers=168),
     (BACKWARD_Q, 256, 4, False): Tile(16, 16, 4, 1),
     (BACKWARD_Q, 256, 4, True): Tile(16, 16, 4, 1, masks="all"),
 }
 
-# Where sm_100 and newer need another row than Hopper: the second stage would not fit into the registers.
-_BLACKWELL: dict[Row, Tile] = {(BACKWARD_Q, 256, 2, False): Tile(64, 32, 8, 1, tma=True)}
+# Triton 3.9 keeps the addresses of all operands of wgmma in registers, which then do not hold a tile of 32 rows.
+_HOPPER_SINCE_3_9: dict[Row, Tile] = {(BACKWARD_KV, 256, 2, True): Tile(16, 64, 8, 3, tma=True, masks="all")}
+
+# Where sm_100 and newer need another row than Hopper: accumulators lie in tensor memory, operands in registers.
+_BLACKWELL: dict[Row, Tile] = {
+    (BACKWARD_KV, 256, 2, False): Tile(64, 64, 8, 1, tma=True),
+    (BACKWARD_KV, 256, 2, True): Tile(64, 64, 8, 1, tma=True, masks="all"),
+    (BACKWARD_Q, 256, 2, False): Tile(64, 32, 8, 1, tma=True),
+}
 
 # Hopper's warp-specialised form, inside `warp_specialized` until it has passed the parity tests on such a GPU.
 _SPECIALIZED: dict[Row, Tile] = {
     (FORWARD, 64, 2, False): Tile(128, 128, 4, 2, tma=True, warp_specialize=True),
     (FORWARD, 128, 2, False): Tile(128, 128, 4, 2, tma=True, warp_specialize=True),
 }
+
+# Triton 3.7 and newer do not split a tile of queries between two groups of warps: 64 rows, one group.
+_SPECIALIZED_SINCE_3_7: dict[Row, Tile] = {
+    (FORWARD, 64, 2, False): Tile(64, 128, 4, 2, tma=True, warp_specialize=True),
+    (FORWARD, 128, 2, False): Tile(64, 128, 4, 2, tma=True, warp_specialize=True),
+}
+SPECIALIZING_TRITON = ((3, 6), (3, 10))  # versions of Triton known to compile these rows: from, below
 
 _INTERPRETED = Tile(16, 16, 4, 1, source="interpreted")
 _pinned: dict[str, Tile] = {}
@@ -147,18 +191,34 @@ def tile(
 
 def table(target: Target, tma: bool, flat: bool = False) -> dict[Row, Tile]:
     """All rows for a target: those with descriptors where it has them, else those with pointers."""
+    if target.kind == "hip":
+        return _POINTERS | _AMD
     if not tma or target.arch < 90:
         return _POINTERS
-    specialized = _SPECIALIZED if _switches["warp_specialized"] and flat and target.arch == 90 else {}
-    return _POINTERS | _DESCRIPTORS | specialized | (_BLACKWELL if target.arch >= 100 else {})
+    if target.arch >= 100:
+        return _POINTERS | _DESCRIPTORS | _BLACKWELL
+    newer = _HOPPER_SINCE_3_9 if target.triton >= (3, 9) else {}
+    rows = _POINTERS | _DESCRIPTORS | newer
+    if not (_switches["warp_specialized"] and flat):
+        return rows
+    return rows | (_SPECIALIZED_SINCE_3_7 if target.triton >= (3, 7) else _SPECIALIZED)
 
 
 @contextlib.contextmanager
 def warp_specialized() -> Iterator[None]:
     """Use the warp-specialised rows inside the block: Hopper, shapes that need no mask, ungrouped heads.
 
-    Triton 3.6 only: the compiler of Triton 3.9 fails on this form.
+    Raises:
+        RuntimeError: Triton is not installed, or its version was not yet seen to compile this form: a compiler that
+            fails on it may end the process.
     """
+    first, below = SPECIALIZING_TRITON
+    version = triton_version()
+    if version is None or not first <= version < below:
+        found = "it is not installed" if version is None else f"this is {version[0]}.{version[1]}"
+        raise RuntimeError(
+            f"the warp-specialised form needs Triton {first[0]}.{first[1]} to {below[0]}.{below[1] - 1}, {found}"
+        )
     before = _switches["warp_specialized"]
     _switches["warp_specialized"] = True
     try:

@@ -17,6 +17,8 @@ from mirasol.kernels.attention.triton_common import (
     load_rows,
     row_ranges,
     store_rows,
+    tile_of_columns,
+    tile_of_rows,
     tile_order,
 )
 
@@ -93,9 +95,10 @@ def attention_bwd_dkdv_kernel(
         k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
     k_tile = load_keys(k, b, hk, n, stride_kn, inside, WIDTH, PADDED, BN, True, TMA)
     v_tile = load_keys(v, b, hk, n, stride_vn, inside, WIDTH, PADDED, BN, True, TMA)
-    q0, q1 = column_ranges(keys, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
-    q0, q1 = q0 * GROUP, q1 * GROUP
-    low, high = tl.min(q0, 0), tl.max(q1, 0)
+    low, high, begin, end = tile_of_columns(
+        n, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, BN, CAUSAL, TABLE
+    )
+    low, high, begin, end = low * GROUP, high * GROUP, begin * GROUP, end * GROUP
     if not TMA:
         q, grad = head(q, b, hk * GROUP, stride_qb, stride_qh), head(grad, b, hk * GROUP, stride_gb, stride_gh)
     first_row = bh.to(tl.int64) * GROUP * n_q
@@ -104,14 +107,16 @@ def attention_bwd_dkdv_kernel(
 
     dk_sum = tl.zeros([BN, PADDED], dtype=ACC)
     dv_sum = tl.zeros([BN, PADDED], dtype=ACC)
-    begin, full = full_range(q0, q1, low, high, BM, MASKS)
+    begin, full = full_range(begin, end, high, BM, MASKS)
     for t in tl.range(0, full, num_stages=STAGES):
         dk_sum, dv_sum = _gather(
-            begin + t * BM, high, q0, q1, k_tile, v_tile, dk_sum, dv_sum, q, grad, lse, delta, b, hk,
+            begin + t * BM, high, low, high, k_tile, v_tile, dk_sum, dv_sum, q, grad, lse, delta, b, hk,
             stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2,
             WIDTH, PADDED, BM, GROUP, False, TMA, PRECISION,
         )  # fmt: skip
     if MASKS != "none":
+        q0, q1 = column_ranges(keys, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
+        q0, q1 = q0 * GROUP, q1 * GROUP
         end = begin + full * BM
         left = tl.cdiv(begin - low, BM)
         for t in tl.range(0, left + tl.cdiv(high - end, BM), num_stages=STAGES if MASKS == "all" else 1):
@@ -175,9 +180,10 @@ def attention_bwd_dq_kernel(
     at = (bh.to(tl.int64) * GROUP + g) * n_q + i
     lse_rows = tl.load(lse + at, mask=inside, other=0.0) * LOG2E
     delta_rows = tl.load(delta + at, mask=inside, other=0.0)
-    s0, s1, k0, k1 = row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
-    sinks_low, sinks_high = tl.min(s0, 0), tl.max(s1, 0)
-    low, high = tl.min(k0, 0), tl.max(k1, 0)
+    sinks_low, sinks_high, low, high, begin, end = tile_of_rows(
+        tile * BM // GROUP, (tile * BM + BM - 1) // GROUP,
+        table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE,
+    )  # fmt: skip
 
     dq_sum = tl.zeros([BM, PADDED], dtype=ACC)
     if MASKS == "none":
@@ -185,16 +191,18 @@ def attention_bwd_dq_kernel(
         for t in tl.range(0, in_sinks + (high - low) // BN, num_stages=STAGES):
             n = tl.where(t < in_sinks, sinks_low + t * BN, low + (t - in_sinks) * BN)
             dq_sum = _scatter(
-                n, high, k0, k1, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
+                n, high, low, high, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
                 stride_kn, stride_vn, scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
     else:
-        begin, full = full_range(k0, k1, low, high, BN, MASKS)
+        begin, full = full_range(begin, end, high, BN, MASKS)
         for t in tl.range(0, full, num_stages=STAGES):
             dq_sum = _scatter(
-                begin + t * BN, high, k0, k1, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
+                begin + t * BN, high, low, high, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
                 stride_kn, stride_vn, scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
+        # Only now, so that these vectors take no registers from the loop above.
+        s0, s1, k0, k1 = row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
         end = begin + full * BN
         in_sinks = tl.cdiv(sinks_high - sinks_low, BN)
         left = in_sinks + tl.cdiv(begin - low, BN)

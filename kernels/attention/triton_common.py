@@ -30,7 +30,7 @@ def row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSA
         own0 = own * k_chunk
         k1 = tl.minimum(own0 + k_chunk, n_k)
         k0 = tl.maximum(own - window + 1, 0) * k_chunk
-        s0 = tl.zeros_like(i)
+        s0 = i * 0
         s1 = tl.minimum(sinks * k_chunk, own0)
         touching = s1 >= k0
         k0 = tl.where(touching, 0, k0)
@@ -43,6 +43,24 @@ def row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSA
         k0 = tl.where(sees, k0, 0)
         k1 = tl.where(sees, k1, 0)
     return s0, s1, k0, k1
+
+
+@triton.jit
+def tile_of_rows(
+    first, last, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL: tl.constexpr, TABLE: tl.constexpr
+):
+    """What queries first..last see: sink keys [s0, s1), keys [low, high), and keys [begin, end) that all of them see.
+
+    Both ends of both ranges grow with the query, so two queries tell: scalars, which take no vector registers, and
+    loops over them need no care for threads that part.
+    """
+    s0, _, low, end = row_ranges(
+        first, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE
+    )  # fmt: skip
+    _, s1, begin, high = row_ranges(
+        last, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE
+    )  # fmt: skip
+    return s0, s1, low, high, begin, end
 
 
 @triton.jit
@@ -67,6 +85,30 @@ def column_ranges(
             q0 = tl.where(own >= 0, later, q0)
         q1 = tl.maximum(q0, q1)
     return q0, q1
+
+
+@triton.jit
+def tile_of_columns(
+    n, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks,
+    BN: tl.constexpr, CAUSAL: tl.constexpr, TABLE: tl.constexpr,
+):  # fmt: skip
+    """Queries [low, high) that see some of the keys n .. n + BN - 1, and [begin, end) that see all of them.
+
+    Both ends grow with the key, but for the second where the sinks of a sequence end.
+    """
+    if TABLE:  # of many sequences
+        q0, q1 = column_ranges(
+            n + tl.arange(0, BN), table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE
+        )
+        low, high, begin, end = tl.min(q0, 0), tl.max(q1, 0), tl.max(q0, 0), tl.min(q1, 0)
+    else:
+        last = n + BN - 1
+        after_sinks = tl.minimum(tl.maximum(sinks * k_chunk, n), last)
+        low, q1 = column_ranges(n, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
+        begin, high = column_ranges(last, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
+        _, end = column_ranges(after_sinks, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
+        high, end = tl.maximum(high, q1), tl.minimum(end, q1)
+    return low, high, begin, end
 
 
 @triton.jit
@@ -145,17 +187,16 @@ def tile_order(pid, tiles, batch_heads, NEIGHBOURS: tl.constexpr):
 
 
 @triton.jit
-def full_range(low, high, any_low, any_high, BLOCK: tl.constexpr, MASKS: tl.constexpr):
-    """The tiles of [any_low, any_high) that need no mask: (where they begin, how many; none if MASKS is "all").
+def full_range(begin, end, high, BLOCK: tl.constexpr, MASKS: tl.constexpr):
+    """The tiles of [begin, end) that need no mask: (where they begin, how many).
 
-    `low` and `high` are the ranges that the rows of a tile see; what all of them see needs no mask.
+    None where MASKS is "all" or no whole tile fits; they then begin at `high`, so that all is left of them.
     """
     if MASKS == "all":
-        begin, count = any_high, any_high * 0
+        begin, count = high, high * 0
     else:
-        begin = tl.max(low, 0)
-        count = tl.maximum(tl.min(high, 0) - begin, 0) // BLOCK
-        begin = tl.where(count > 0, begin, any_high)
+        count = tl.maximum(end - begin, 0) // BLOCK
+        begin = tl.where(count > 0, begin, high)
     return begin, count
 
 

@@ -17,6 +17,7 @@ from mirasol.kernels.attention.triton_common import (
     row_ranges,
     share,
     store_rows,
+    tile_of_rows,
     tile_order,
 )
 
@@ -77,9 +78,10 @@ def attention_fwd_kernel(
     else:  # by pointers, as a descriptor's tile would be held in registers
         q = head(q, b, hk * GROUP, stride_qb, stride_qh)
         q_tile = load_packed(q, b, hk, tile * BM, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, True, False)
-    s0, s1, k0, k1 = row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
-    sinks_low, sinks_high = tl.min(s0, 0), tl.max(s1, 0)
-    low, high = tl.min(k0, 0), tl.max(k1, 0)
+    sinks_low, sinks_high, low, high, begin, end = tile_of_rows(
+        tile * BM // GROUP, (tile * BM + BM - 1) // GROUP,
+        table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE,
+    )  # fmt: skip
 
     acc = tl.zeros([BM, PADDED], dtype=ACC)
     m = tl.full([BM], float("-inf"), dtype=ACC)
@@ -90,17 +92,19 @@ def attention_fwd_kernel(
         for t in tl.range(first, last, num_stages=STAGES, warp_specialize=WARP_SPECIALIZE):
             n = tl.where(t < in_sinks, sinks_low + t * BN, low + (t - in_sinks) * BN)
             acc, m, l = _attend(
-                n, high, k0, k1, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
+                n, high, low, high, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
                 scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
     else:
-        begin, full = full_range(k0, k1, low, high, BN, MASKS)
+        begin, full = full_range(begin, end, high, BN, MASKS)
         first, last = share(full)
         for t in tl.range(first, last, num_stages=STAGES):
             acc, m, l = _attend(
-                begin + t * BN, high, k0, k1, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
+                begin + t * BN, high, low, high, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
                 scale_log2, WIDTH, PADDED, BN, False, TMA, PRECISION,
             )  # fmt: skip
+        # Only now, so that these vectors take no registers from the loop above.
+        s0, s1, k0, k1 = row_ranges(i, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE)
         end = begin + full * BN
         in_sinks = tl.cdiv(sinks_high - sinks_low, BN)
         left = in_sinks + tl.cdiv(begin - low, BN)

@@ -304,6 +304,7 @@ def _constants(problem: _Problem, tile: configs.Tile, dtype: torch.dtype, aim: T
         "STAGES": tile.stages,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
+        **({"maxnreg": tile.registers} if tile.registers and aim.kind == "cuda" else {}),
     }
 
 

@@ -22,12 +22,14 @@ class Target:
     kind: "cuda", "hip" or "interpreter".
     multiprocessors: how many programs run at the same time, at least.
     shared_memory: bytes a program may use.
+    triton: major and minor version of the compiler; some need other tiles than others.
     """
 
     arch: int
     kind: str
     multiprocessors: int
     shared_memory: int
+    triton: tuple[int, int] = (3, 6)
 
 
 INTERPRETER = Target(arch=0, kind="interpreter", multiprocessors=4, shared_memory=1 << 30)
@@ -41,6 +43,17 @@ _INTERPRETED = _HAS_TRITON and os.environ.get("TRITON_INTERPRET", "0").lower() i
 def has_triton() -> bool:
     """Whether Triton is installed (it need not find a GPU)."""
     return _HAS_TRITON
+
+
+@lru_cache(maxsize=1)
+def triton_version() -> tuple[int, int] | None:
+    """Major and minor version of the Triton that is installed, None without it."""
+    if not _HAS_TRITON:
+        return None
+    import triton
+
+    major, minor = triton.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def interpreted() -> bool:
@@ -69,6 +82,7 @@ def _target(active: object, index: int) -> Target:
         kind=current.backend,
         multiprocessors=properties["multiprocessor_count"],
         shared_memory=properties["max_shared_mem"],
+        triton=triton_version() or (0, 0),
     )
 
 

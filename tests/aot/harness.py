@@ -205,14 +205,15 @@ def _amd_resources(kernel: Kernel) -> Resources:
         assert found is not None, f"no .{name} in the assembly of {kernel.name}"
         return int(found[1])
 
+    opcodes = Counter(re.findall(r"^\s+([a-z][a-z0-9_]+)", code, re.MULTILINE))
     return Resources(
         registers=note("vgpr_count"),
         shared=note("group_segment_fixed_size") or kernel.compiled.metadata.shared,
         warps=_total_warps(kernel),
         stack=note("private_segment_fixed_size"),
-        spills=note("vgpr_spill_count") + note("sgpr_spill_count"),
+        spills=sum(count for opcode, count in opcodes.items() if opcode.startswith("scratch_")),
         warp_specialized=False,
-        instructions=Counter(re.findall(r"^\s+([a-z][a-z0-9_]+)", code, re.MULTILINE)),
+        instructions=opcodes,
     )
 
 

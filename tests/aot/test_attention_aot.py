@@ -1,8 +1,8 @@
 """Every attention kernel of every row of the table, compiled for every target through the public function.
 
 No spills, shared memory within the limit, the target's own matrix instructions, loads by descriptors where the row says
-so; registers and shared memory within `attention_budget.json`, which holds what Triton 3.6 gives and is to be reviewed:
-`python tests/aot/test_attention_aot.py` writes it anew.
+so; registers and shared memory within `attention_budget.json`, which holds what the lowest and the newest supported
+Triton give and is to be reviewed: `python tests/aot/test_attention_aot.py` writes the installed version's part anew.
 """
 
 from __future__ import annotations
@@ -38,12 +38,10 @@ NAMES = {
 def cases() -> Iterator[tuple[str, int, str, str]]:
     """(target, head width, dtype, layout) of all rows."""
     for target in ("sm_80", "sm_90", "sm_100", "gfx942"):
-        for width in configs.WIDTHS:
+        for width in (*configs.WIDTHS, *((80,) if target == "gfx942" else ())):
             for dtype in DTYPES:
-                if dtype == "fp32" and target in ("sm_100", "gfx942"):
+                if dtype == "fp32" and target == "sm_100":
                     continue  # the same rows by pointers as on sm_90
-                if target == "gfx942" and (width == 256 or dtype == "fp16"):
-                    continue  # 64 KiB of shared memory do not hold the widest tiles
                 for layout in LAYOUTS:
                     yield target, width, dtype, layout
 
@@ -63,9 +61,6 @@ def check(kernel: Kernel, found: Resources) -> None:
     """What must hold of every kernel."""
     label = f"{kernel.name} on {kernel.target}: {found}"
     assert found.shared <= SHARED_MEMORY[kernel.target], label
-    if kernel.target == "gfx942":  # compiles, with tiles that were chosen for NVIDIA: registers may spill
-        assert kernel.name not in NAMES or any(op.startswith("v_mfma") for op in found.instructions), label
-        return
     assert found.spills == 0, label
     assert found.stack == 0, label
     if kernel.name not in NAMES:
@@ -74,6 +69,8 @@ def check(kernel: Kernel, found: Resources) -> None:
         assert found.tma_loads > 0, label
     if "fp32" in str(kernel.compiled.src.signature.get("q")):
         return  # exact products, no matrix units
+    if kernel.target == "gfx942":
+        assert any(op.startswith("v_mfma") for op in found.instructions), label
     if kernel.target == "sm_90":
         assert found.wgmma > 0, label
         assert found.mma == 0, label
@@ -106,17 +103,12 @@ def test_rows_compile_within_their_budget(case: tuple[str, int, str, str]) -> No
         expected = "none" if case[3] == "aligned" else ("edges", "all")
         assert kernel.options["MASKS"] in expected
         check(kernel, used)
-        if (
-            budgets is not None and case[0] != "gfx942"
-        ):  # other versions of Triton have no reviewed figures: the hard limits above hold
+        if budgets is not None:  # versions between have no reviewed figures: the hard limits above hold
             registers, shared = budgets[key]
             assert used.registers <= registers, f"{key}: {used.registers} registers, budget {registers}"
             assert used.shared <= shared, f"{key}: {used.shared} bytes of shared memory, budget {shared}"
 
 
-@pytest.mark.skipif(
-    VERSION != "3.6", reason="newer compilers fail on the warp-specialised form, which is off by default"
-)
 @pytest.mark.parametrize("width", [64, 128])
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_hopper_rows_that_specialise_warps(width: int, dtype: str) -> None:
@@ -173,18 +165,21 @@ def test_a_growing_cache_does_not_specialise() -> None:
 
 def write_budget() -> None:
     """Write what the installed Triton gives; to be read before it is committed."""
-    budgets = json.loads(BUDGET_FILE.read_text()) if BUDGET_FILE.exists() else {}
     rows = {}
     for case in cases():
         for key, (kernel, used) in measure(case).items():
-            if kernel.target != "gfx942":
-                rows[key] = [used.registers, used.shared]
-            note = "" if used.spills == 0 and used.shared <= SHARED_MEMORY[kernel.target] else "  DOES NOT FIT"
-            sys.stdout.write(f"{key}: {used.registers} registers, {used.shared} bytes{note}\n")
+            rows[key] = [used.registers, used.shared]
+            fits = used.spills == used.stack == 0 and used.shared <= SHARED_MEMORY[kernel.target]
+            sys.stdout.write(
+                f"{key}: {used.registers} registers, {used.shared} bytes{'' if fits else '  DOES NOT FIT'}\n"
+            )
             sys.stdout.flush()
-    budgets[VERSION] = rows
-    lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in rows.items())
-    BUDGET_FILE.write_text(f'{{\n  "{VERSION}": {{\n{lines}\n  }}\n}}\n')
+    budgets = json.loads(BUDGET_FILE.read_text()) | {VERSION: rows}
+    versions = []
+    for version, found in sorted(budgets.items()):
+        lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+        versions.append(f'  "{version}": {{\n{lines}\n  }}')
+    BUDGET_FILE.write_text("{\n" + ",\n".join(versions) + "\n}\n")
 
 
 if __name__ == "__main__":

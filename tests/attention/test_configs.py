@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,8 +18,9 @@ from mirasol.kernels.core.device import INTERPRETER, Target
 AMPERE = Target(80, "cuda", 108, 166912)
 HOPPER = Target(90, "cuda", 132, 232448)
 BLACKWELL = Target(100, "cuda", 148, 232448)
+HOPPER_NEWEST = replace(HOPPER, triton=(3, 9))
 AMD = Target(0, "hip", 304, 65536)
-TARGETS = [AMPERE, HOPPER, BLACKWELL, AMD, INTERPRETER]
+TARGETS = [AMPERE, HOPPER, HOPPER_NEWEST, BLACKWELL, AMD, INTERPRETER]
 
 widths = st.integers(1, configs.MOST_WIDTH)
 targets = st.sampled_from(TARGETS)
@@ -37,7 +39,7 @@ def test_every_call_has_a_tile(
 
 
 def test_every_row_says_where_it_comes_from() -> None:
-    for target in (AMPERE, HOPPER, BLACKWELL):
+    for target in (AMPERE, HOPPER, HOPPER_NEWEST, BLACKWELL, AMD):
         for tma in (False, True):
             rows = configs.table(target, tma)
             assert len(rows) == len(KERNELS) * len(WIDTHS) * 2 * 2
@@ -63,7 +65,21 @@ def test_warps_are_specialised_only_when_asked_and_only_on_hopper() -> None:
         assert not chosen(HOPPER, flat=False)
         assert not chosen(BLACKWELL)
         assert not chosen(AMPERE)
+        assert not chosen(AMD)
+        assert chosen(HOPPER_NEWEST)
     assert not chosen(HOPPER)
+
+
+@pytest.mark.parametrize(
+    ("version", "found"), [((3, 5), "this is 3.5"), ((3, 10), "this is 3.10"), (None, "it is not")]
+)
+def test_warps_are_not_specialised_by_compilers_that_may_fail(
+    version: tuple[int, int] | None, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(configs, "triton_version", lambda: version)
+    with pytest.raises(RuntimeError, match=f"needs Triton 3.6 to 3.9, {found}"), configs.warp_specialized():
+        pass
+    assert not configs._switches["warp_specialized"]
 
 
 def test_pinned_tiles_hold_inside_the_block_only() -> None:
