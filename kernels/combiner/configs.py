@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import torch
+
 from mirasol.kernels.core.device import Target
 
 
@@ -42,10 +44,16 @@ FORWARD_TILES: dict[tuple[int, int], tuple[ForwardTile, ...]] = {
     # a step of 64 spills at 128 x 256
     (90, 2): (ForwardTile(128, 256, 32, 8, 4), ForwardTile(128, 128, 64, 8, 3), ForwardTile(64, 64, 64, 4, 4)),
     (100, 2): (ForwardTile(128, 256, 64, 8, 3), ForwardTile(128, 128, 64, 8, 3), ForwardTile(64, 64, 64, 4, 4)),
-    (80, 4): (ForwardTile(64, 64, 32, 8, 2),),
-    (90, 4): (ForwardTile(64, 64, 32, 8, 2),),
-    (100, 4): (ForwardTile(64, 64, 32, 8, 2),),
+    (80, 4): (ForwardTile(64, 64, 16, 8, 3),),
+    (90, 4): (ForwardTile(64, 64, 16, 8, 3),),
+    (100, 4): (ForwardTile(64, 64, 16, 8, 3),),
 }
+FOLDED_TILES: dict[int, tuple[ForwardTile, ...]] = {  # by architecture; 16 bits
+    80: (ForwardTile(128, 128, 32, 8, 3), ForwardTile(64, 64, 64, 4, 3)),
+    90: (ForwardTile(128, 256, 64, 8, 4), ForwardTile(128, 128, 64, 8, 4), ForwardTile(64, 64, 64, 4, 4)),
+    100: (ForwardTile(128, 128, 64, 8, 4), ForwardTile(64, 64, 64, 4, 4)),
+}
+FOLD_ROWS, FOLD_STEP = 4, 512  # rows of the projection a program folds, and columns a step
 UNALIGNED_TILE = ForwardTile(
     64, 64, 32, 8, 2
 )  # rows that do not start at 16-byte borders are loaded element by element
@@ -70,6 +78,29 @@ def forward_tile(rows: int, d_out: int, element_size: int, aligned: bool, target
     return min(pairs, key=lambda pair: _cycles(pair[0], pair[1], rows, d_out, element_size, target.multiprocessors))
 
 
+def folds(dtype: torch.dtype, norm: str) -> bool:
+    """Whether the forward pass folds the norm's parameters into the projection's, and so reads rows once.
+
+    Only in bfloat16: the product of two parameters may leave float16's range, and float32 and float64 promise results
+    as exact as with the norm first, however large the mean. Without a norm there is nothing to fold.
+    """
+    return dtype == torch.bfloat16 and norm != "none"
+
+
+@functools.lru_cache(maxsize=1024)
+def folded_tile(rows: int, d_out: int, element_size: int, aligned: bool, target: Target) -> ForwardTile:
+    """The tile of the folded product of `rows` kept rows with [d_out, d]: one program for each tile of the output."""
+    if target.kind == "interpreter":
+        return INTERPRETED_TILE
+    tiles = FOLDED_TILES[_family(target)] if aligned else (UNALIGNED_TILE,)
+
+    def cycles(tile: ForwardTile) -> float:
+        programs = _ceil_div(rows, tile.rows) * _ceil_div(d_out, tile.columns)
+        return _ceil_div(programs, target.multiprocessors) * _tile_cycles(tile, element_size)
+
+    return min(tiles, key=cycles)
+
+
 def _column_groups(column_tiles: int) -> list[int]:
     """1, 2, 4, ... and all of the column tiles."""
     return [1 << i for i in range((column_tiles - 1).bit_length())] + [column_tiles]
@@ -81,9 +112,13 @@ def _cycles(tile: ForwardTile, groups: int, rows: int, d_out: int, element_size:
     row_blocks, column_tiles = _ceil_div(rows, tile.rows), _ceil_div(d_out, tile.columns)
     programs = _ceil_div(row_blocks * groups, multiprocessors)
     statistics = tile.rows * element_size / L2_BYTES
+    return programs * (statistics + _ceil_div(column_tiles, groups) * _tile_cycles(tile, element_size))
+
+
+def _tile_cycles(tile: ForwardTile, element_size: int) -> float:
+    """Cycles for each element of d of one tile, bound by reading rows and weights or by the tensor cores."""
     read = (tile.rows + tile.columns) * element_size / L2_BYTES
-    multiplied = tile.rows * tile.columns / (MULTIPLY_ADDS * 2 / element_size)
-    return programs * (statistics + _ceil_div(column_tiles, groups) * max(read, multiplied))
+    return max(read, tile.rows * tile.columns / (MULTIPLY_ADDS * 2 / element_size))
 
 
 def backward_rows(kept: int, chunks: int, dropped: int, d: int, target: Target) -> BackwardRows:

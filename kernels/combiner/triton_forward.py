@@ -1,4 +1,7 @@
-"""Gather, norm, product and bias in one kernel; normalised rows live in registers, the left operand of the product."""
+"""Gather, norm, product and bias in one kernel; normalised rows live in registers, the left operand of the product.
+
+Serves what must not fold the norm into the projection (`configs.folds`); `triton_folded` serves the rest.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from mirasol.kernels.combiner.configs import forward_tile
+from mirasol.kernels.combiner import triton_folded
+from mirasol.kernels.combiner.configs import folds, forward_tile
 from mirasol.kernels.combiner.triton_rows import Rows, kept_rows, row_statistics
 from mirasol.kernels.core.device import on_device, target
 
@@ -95,6 +99,9 @@ def forward(
     out = x.new_empty((*rows.shape, d_out))
     mean, rstd = (x.new_empty(rows.shape, dtype=rows.acc) for _ in range(2))
     if out.numel() == 0:
+        return out, mean, rstd
+    if folds(x.dtype, norm):
+        triton_folded.forward(x, rows, weight, bias, norm_weight, norm_bias, eps, norm, out, mean, rstd)
         return out, mean, rstd
     aligned = rows.aligned and weight.stride(0) % 16 == 0 and weight.data_ptr() % 16 == 0
     tile, column_groups = forward_tile(rows.count, d_out, x.element_size(), aligned, target(x.device))

@@ -5,7 +5,14 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mirasol.kernels.combiner.configs import FORWARD_TILES, UNALIGNED_TILE, backward_rows, forward_tile
+from mirasol.kernels.combiner.configs import (
+    FOLDED_TILES,
+    FORWARD_TILES,
+    UNALIGNED_TILE,
+    backward_rows,
+    folded_tile,
+    forward_tile,
+)
 from mirasol.kernels.core.device import INTERPRETER, Target
 
 TARGETS = [
@@ -31,6 +38,25 @@ def test_forward_tile_is_one_of_its_table_and_shares_columns_among_no_more_progr
         return
     assert 1 <= groups <= -(-d_out // tile.columns)
     assert any(tile in tiles for tiles in FORWARD_TILES.values()) if aligned else tile == UNALIGNED_TILE
+
+
+@given(sizes, st.integers(1, 8192), st.booleans(), targets)
+def test_folded_tile_is_one_of_its_table(rows, d_out, aligned, target):
+    tile = folded_tile(rows, d_out, 2, aligned, target)
+    if target is INTERPRETER:
+        assert tile.source == "interpreter"
+    else:
+        assert any(tile in tiles for tiles in FOLDED_TILES.values()) if aligned else tile == UNALIGNED_TILE
+
+
+def test_folded_tile_at_the_shapes_of_the_model():
+    chosen = {rows: folded_tile(rows, 1024, 2, True, TARGETS[2]) for rows in (32, 512, 2048, 8192)}
+    assert {rows: (tile.rows, tile.columns) for rows, tile in chosen.items()} == {
+        32: (64, 64),  # spread over the columns
+        512: (64, 64),
+        2048: (128, 128),  # 128 programs for 132 multiprocessors
+        8192: (128, 256),
+    }
 
 
 def test_forward_tile_at_the_shapes_of_the_model():

@@ -35,6 +35,19 @@ def test_parity_in_16_bits(shape, norm_case, dtype):
         assert_within_budget(name, grad, plain_grads[name], exact_grads[name])
 
 
+@pytest.mark.parametrize("norm_case", NORM_CASES[:4], ids=str)
+def test_a_mean_of_30_deviations(norm_case):
+    case = make_case(4, 4, 40, 32, 1024, 1024, norm_case=norm_case)
+    case.x += 30 * torch.randn(*case.x.shape[:-1], 1).sign()
+    case = _on_gpu(case, torch.bfloat16)
+    out, grads = run(case, "triton")
+    plain, plain_grads = run(case, "plain")
+    exact, exact_grads = run(case.to(torch.float64), "reference")
+    assert_within_budget("out", out, plain, exact)
+    for name, grad in grads.items():
+        assert_within_budget(name, grad, plain_grads[name], exact_grads[name])
+
+
 @pytest.mark.parametrize("B", [1, 6, 32])
 def test_parity_of_every_tile(B):
     case = _on_gpu(make_case(B, 16, 40, 32, 1024, 1024), torch.bfloat16)
