@@ -67,7 +67,7 @@ class ByPooling:
     def _pool(self, parts: Mapping[int, torch.Tensor], carry: Partial | None) -> Partial:
         positions = [] if self.positions is None else [self.positions[part] for part in parts]
         out, lse = (None, None) if carry is None else carry
-        return Partial(*ops.summary(list(parts.values()), positions, self.rows, self.shift, [], [], out, lse, "triton"))
+        return Partial(*ops.summary(list(parts.values()), positions, self.rows, self.shift, [], [], out, lse))
 
 
 class _OfProjectedValues:

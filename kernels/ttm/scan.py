@@ -11,29 +11,25 @@ from typing import Any, Protocol
 
 import torch
 
-from . import ops, reference
+from . import ops
 from .configs import size_refusals
 from .erase_add import EraseAdd
 from .params import EraseAddParams, SummaryParams, TokenLearnerParams, WriteParams, summary_size
 from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, Summary, fold, prepare
 
 Process = Callable[[torch.Tensor], torch.Tensor]
-_SMALL = 1 << 20  # numbers in a chunk's tokens below which calling our operators costs a CPU more than it saves
 
 
 def choose_form(inputs: torch.Tensor, kept: int, backend: str) -> str:
-    """The fastest form for inputs [B, T, n, d]: "parallel", "stepwise", or "plain": stepwise in PyTorch's operators.
+    """The faster form for inputs [B, T, n, d], "parallel" or "stepwise".
 
-    The parallel form's partials hold `kept` = r + s tokens a chunk (s = 0 for an erase-add write). On a CPU, measured
-    with r + s = 128, it wins from twice as many input tokens on, with gradients or where the batch is not small.
+    The parallel form's partials hold `kept` rows a chunk, r + s but for what `partial_size` says. On a CPU the matrix
+    products take most of the time, and large ones are faster than the parallel form's large and small ones.
     """
-    batch, chunks, n, d = inputs.shape
-    if backend != "torch" or inputs.device.type != "cpu":
-        return "parallel" if chunks > 1 and n >= kept else "stepwise"
-    small = batch * n * d < _SMALL
-    if chunks > 1 and n >= 2 * kept and (torch.is_grad_enabled() or not small):
-        return "parallel"
-    return "plain" if small else "stepwise"
+    _, chunks, n, _ = inputs.shape
+    if backend == "torch" and inputs.device.type == "cpu":
+        return "stepwise"
+    return "parallel" if chunks > 1 and n >= kept else "stepwise"
 
 
 def read(memory: torch.Tensor, inputs: torch.Tensor, params: SummaryParams, backend: str) -> torch.Tensor:
@@ -89,24 +85,6 @@ class Recurrence(Protocol):
         ...
 
 
-class Plain:
-    """Chunk by chunk, as the reference writes it: for problems so small that calls cost more than they save."""
-
-    def __init__(self, read: SummaryParams, write: WriteParams) -> None:
-        self.params, self.write_params = read, write
-
-    def prepare(self, inputs: torch.Tensor) -> list[torch.Tensor]:
-        return list(inputs.unbind(1))
-
-    def read(self, memory: torch.Tensor, chunk: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return reference.ttm_read(memory, chunk, self.params), chunk
-
-    def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.write_params, EraseAddParams):
-            return EraseAdd(self.write_params, "torch").write(memory, outputs)
-        return reference.ttm_write(memory, outputs, pending, self.write_params)
-
-
 class Stepwise:
     """Chunk by chunk, all sources at a time."""
 
@@ -150,14 +128,13 @@ class Apart:
 
 
 class SideBySide:
-    """Two TokenLearners that see the same tokens: inputs and memory are normalised and multiplied once for both."""
+    """Two TokenLearners that see the same tokens, by the fused operator: a pass over inputs or memory serves both."""
 
-    def __init__(self, read: TokenLearnerParams, write: TokenLearnerParams, backend: str) -> None:
+    def __init__(self, read: TokenLearnerParams, write: TokenLearnerParams) -> None:
         reading, self.writing = fold(read), fold(write)
         self.w1, self.b1 = torch.cat([reading.w1, self.writing.w1]), torch.cat([reading.b1, self.writing.b1])
         self.w2, self.b2 = [read.w2, write.w2], [read.b2, write.b2]
         self.sizes = [read.w2.shape[0], write.w2.shape[0]]
-        self.backend = backend
 
     def prepare(self, inputs: torch.Tensor) -> list[Partial]:
         return _by_chunk(self._both(inputs.flatten(0, 1), None), inputs.shape[:2])
@@ -169,26 +146,21 @@ class SideBySide:
         return tokens.contiguous(), Partial(pending, lse[:, self.sizes[0] :])
 
     def write(self, memory: torch.Tensor, outputs: torch.Tensor, pending: Partial) -> torch.Tensor:
-        w1, b1 = self.writing
-        out, _ = ops.summary([outputs], [], w1, b1, self.w2[1:], self.b2[1:], pending.out, pending.lse, self.backend)
-        return out
+        return ops.summary([outputs], [], *self.writing, self.w2[1:], self.b2[1:], *pending)[0]
 
     def _both(self, tokens: torch.Tensor, carry: Partial | None) -> Partial:
-        out, lse = (None, None) if carry is None else carry
-        return Partial(*ops.summary([tokens], [], self.w1, self.b1, self.w2, self.b2, out, lse, self.backend))
+        carried = (None, None) if carry is None else carry
+        return Partial(*ops.summary([tokens], [], self.w1, self.b1, self.w2, self.b2, *carried))
 
 
 def choose_recurrence(read: SummaryParams, write: WriteParams, sizes: list[int], form: str, backend: str) -> Recurrence:
-    """Two TokenLearners run side by side unless positions make their tokens differ."""
-    if form == "plain":
-        return Plain(read, write)
+    """The fused operator takes two TokenLearners side by side unless positions make their tokens differ."""
     if form == "stepwise":
         return Stepwise(read, write, sizes, backend)
-    if isinstance(read, TokenLearnerParams) and isinstance(write, TokenLearnerParams):
+    if backend == "triton" and isinstance(read, TokenLearnerParams) and isinstance(write, TokenLearnerParams):
         same_tokens = read.positions is None and write.positions is None
-        fits = backend != "triton" or not size_refusals([read, write])
-        if same_tokens and fits:
-            return SideBySide(read, write, backend)
+        if same_tokens and not size_refusals([read, write]):
+            return SideBySide(read, write)
     return Apart(read, write, sizes, backend)
 
 

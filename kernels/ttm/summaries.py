@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 
 from ..core.numerics import accumulate_dtype
-from . import ops
+from . import eager, ops
 from .configs import pools_latent_queries
 from .latent_query import latent_query
 from .params import (
@@ -50,8 +50,10 @@ class Folded(NamedTuple):
     b1: torch.Tensor
 
 
-def fold(params: TokenLearnerParams) -> Folded:
+def fold(params: TokenLearnerParams, backend: str = "torch") -> Folded:
     """W1 (x g + c) + b1 = (W1 g) x + (W1 c + b1); rows of W1 g are centred, which is free as x has mean zero."""
+    if backend == "triton":
+        return Folded(*ops.Fold.apply(params.norm_weight, params.norm_bias, params.w1, params.b1))
     acc = accumulate_dtype(params.w1.dtype)
     w1 = params.w1.to(acc)
     weighted = w1 * params.norm_weight.to(acc)
@@ -60,26 +62,28 @@ def fold(params: TokenLearnerParams) -> Folded:
 
 
 class TokenLearner:
-    """TokenLearner v1.1 by the fused operator."""
+    """TokenLearner v1.1, by the fused operator or in PyTorch."""
 
     def __init__(self, params: TokenLearnerParams, sizes: Sequence[int], backend: str) -> None:
-        self.folded = fold(params)
+        self.folded = fold(params, backend)
         self.w2, self.b2 = params.w2, params.b2
+        self.whole, self.count, self.backend = params.positions, len(sizes), backend
         self.positions = None if params.positions is None else params.positions.split(list(sizes))
-        self.backend = backend
 
     def partial(self, parts: Mapping[int, torch.Tensor]) -> Partial:
-        return Partial(*self._run(parts, None))
+        return self._run(parts, None, want_lse=True)
 
     def finish(self, parts: Mapping[int, torch.Tensor], carry: Partial | None = None) -> torch.Tensor:
-        return self._run(parts, carry)[0]
+        return self._run(parts, carry, want_lse=False).out
 
-    def _run(self, parts: Mapping[int, torch.Tensor], carry: Partial | None) -> tuple[torch.Tensor, torch.Tensor]:
+    def _run(self, parts: Mapping[int, torch.Tensor], carry: Partial | None, want_lse: bool) -> Partial:
+        sources = list(parts.values())
         positions = [] if self.positions is None else [self.positions[part] for part in parts]
-        carry_out, carry_lse = (None, None) if carry is None else carry
-        return ops.summary(
-            list(parts.values()), positions, *self.folded, [self.w2], [self.b2], carry_out, carry_lse, self.backend
-        )
+        if self.backend != "triton":
+            joined = self.whole if len(parts) == self.count or not positions else torch.cat(positions)
+            return eager.summary(sources, joined, *self.folded, self.w2, self.b2, carry, want_lse=want_lse)
+        carried = (None, None) if carry is None else carry
+        return Partial(*ops.summary(sources, positions, *self.folded, [self.w2], [self.b2], *carried))
 
 
 class MeanPool:

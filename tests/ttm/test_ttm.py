@@ -315,28 +315,6 @@ def test_autocast_gives_the_autocast_dtype(form):
     assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in leaves(memory, inputs, read, write))
 
 
-def summary_arguments(carry, dtype=torch.float64):
-    B, d, k = 2, 8, 3
-    sources = [tokens(B, 4, d, dtype=dtype), tokens(5, B, d, dtype=dtype, grad=False).transpose(0, 1)]
-    positions = [tokens(4, d, dtype=dtype), tokens(5, d, dtype=dtype)]
-    w1, b1 = tokens(6, d, dtype=dtype), tokens(6, dtype=dtype)
-    w2, b2 = [tokens(1, 2, dtype=dtype), tokens(2, 4, dtype=dtype)], [tokens(1, dtype=dtype), tokens(2, dtype=dtype)]
-    carried = (tokens(B, k, d, dtype=dtype), tokens(B, k, dtype=dtype)) if carry else (None, None)
-    return sources, positions, w1, b1, w2, b2, *carried, "torch"
-
-
-@pytest.mark.parametrize("carry", [False, True])
-def test_opcheck(carry):
-    detached = detach(summary_arguments(carry))
-    torch.library.opcheck(torch.ops.mirasol.ttm_summary.default, detached)
-    saved = torch.ops.mirasol.ttm_summary.default(*detached)
-    grads = torch.randn_like(saved[0]), torch.randn_like(saved[1])
-    torch.library.opcheck(
-        torch.ops.mirasol.ttm_summary_backward.default,
-        (*grads, *saved, *detached[:-1], [True, False], "torch"),
-    )
-
-
 @pytest.mark.parametrize(
     ("write", "dynamic", "batches"),
     [
@@ -390,7 +368,8 @@ def test_counted_work_is_the_formula(form):
         (outputs.sum() + last.sum()).backward()
     reading = summary_backward_flops(B, s + n, d, [64], [r])
     writing = summary_backward_flops(B, s + n + r, d, [64], [s])
-    assert backward.get_total_flops() == T * (reading + writing)
+    along = 2 * B * (s + n + s + n + r) * d  # the norm's mean goes through a product as one more column
+    assert backward.get_total_flops() == T * (reading + writing + along)
     assert summary_flops(1, 1, d, [64, 16], [3, 2]) == 2 * (64 * d + 3 * 64 + 3 * d + 16 * d + 2 * 16 + 2 * d)
 
 
@@ -408,14 +387,10 @@ def test_choice_of_form():
     def chosen(batch, chunks, inputs, backend="torch"):
         return choose_form(torch.empty(batch, chunks, inputs, 768), 128, backend)
 
-    assert chosen(1, 16, 448) == "parallel"
-    assert chosen(1, 16, 32) == "plain"
-    assert chosen(8, 16, 200) == "stepwise"
+    assert chosen(1, 16, 448) == "stepwise"
     assert chosen(1, 16, 448, "triton") == "parallel"
+    assert chosen(1, 16, 100, "triton") == "stepwise"
     assert chosen(1, 1, 448, "triton") == "stepwise"
-    with torch.no_grad():
-        assert chosen(1, 16, 448) == "plain"
-        assert chosen(4, 16, 448) == "parallel"
 
 
 def test_refusals_name_the_argument():

@@ -10,7 +10,7 @@ from ttm_helpers import convert, leaves, token_learner_params
 
 from mirasol.kernels import ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.kernels.core.device import INTERPRETER, Target
-from mirasol.kernels.ttm import configs, eager, ops, triton_launch
+from mirasol.kernels.ttm import configs, ops, triton_launch
 from tolerance import assert_close, assert_within_budget
 
 HOPPER = Target(arch=90, kind="cuda", multiprocessors=132, shared_memory=232448)
@@ -56,32 +56,59 @@ CASES = [  # B, tokens of each source, d, hidden, k, positions, carry
     (1, [1, 1, 1], 33, [5], [17], True, False),
     (1, [20, 9], 24, [8], [130], True, True),
     (2, [19], 20, [8, 4], [70, 130], False, False),
+    (1, [40, 30], 24, [8], [5], True, True),
 ]
+
+
+def flatten(arguments):
+    """The tensors of nested arguments, in their order."""
+    for value in arguments:
+        yield from flatten(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def double(value):
+    """Nested arguments in float64, asking for gradients."""
+    if isinstance(value, list | tuple):
+        return [double(v) for v in value]
+    return None if value is None else value.detach().double().requires_grad_()
+
+
+def naive_summary(sources, places, w1, b1, w2, b2, carry_out, carry_lse):
+    """Every score network on the normalised tokens, then as `pooled`; also the hidden layer [B, p, J]."""
+    v = torch.cat([v + place for v, place in zip(sources, places, strict=True)] if places else sources, dim=1)
+    normed = torch.nn.functional.layer_norm(v, v.shape[-1:], eps=1e-6)
+    hidden = normed @ (w1 - w1.mean(dim=-1, keepdim=True)).T + b1  # rows have mean zero, and so have their gradients
+    parts = torch.nn.functional.gelu(hidden, approximate="tanh").split([w.shape[1] for w in w2], dim=-1)
+    scores = [g @ w.T + b for g, w, b in zip(parts, w2, b2, strict=True)]
+    return *pooled(torch.cat(scores, dim=-1).mT, v, carry_out, carry_lse), hidden
 
 
 @pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=needs_interpreter), torch.float32])
 @pytest.mark.parametrize("case", CASES)
-def test_kernels_equal_the_eager_path(case, dtype):
+def test_kernels_equal_the_naive_form(case, dtype):
     args = arguments(*case, dtype)
     rtol = 1e-12 if dtype == torch.float64 else 1e-5
-    expected = eager.summary_forward(*args)
-    results = zip(("out", "lse", "hidden"), triton_launch.summary_forward(*args)[:3], expected[:3], strict=True)
-    for name, ours, theirs in results:
-        assert_close(name, ours, theirs, rtol=rtol)
-    out, lse, *_ = expected
-    seeds, wanted = (torch.randn_like(out), torch.randn_like(lse)), [True] * len(case[1])
+    exact = double(args)
+    expected = naive_summary(*exact)
     kept = triton_launch.summary_forward(*args)
-    gradients = triton_launch.summary_backward(*seeds, *kept, *args, wanted)
-    pairs = zip(gradients, eager.summary_backward(*seeds, *expected, *args, wanted), strict=True)
-    for i, (ours, theirs) in enumerate(pairs):
-        assert ours.dtype == theirs.dtype
-        assert_close(f"gradient {i} {list(theirs.shape)}", ours, theirs, rtol=10 * rtol)
+    for name, ours, theirs in zip(("out", "lse", "hidden"), kept[:3], expected, strict=True):
+        assert_close(name, ours, theirs, rtol=rtol)
+    seeds = [torch.randn_like(value) for value in kept[:2]]
+    gradients = triton_launch.summary_backward(*seeds, *kept, *args, [True] * len(case[1]))
+    theirs = torch.autograd.grad(expected[:2], list(flatten(exact)), [seed.double() for seed in seeds])
+    for i, (ours, value, argument) in enumerate(zip(gradients, theirs, flatten(args), strict=True)):
+        assert ours.dtype == argument.dtype
+        assert_close(f"gradient {i} {list(value.shape)}", ours, value, rtol=10 * rtol)
 
 
 def naive_linear_summary(sources, places, queries, shift, carry_out, carry_lse):
-    """Softmax over all tokens of v Qf^T + shift, and the weighted mean of v; a carry is one more token with its lse."""
+    """`pooled` with the scores v Qf^T + shift."""
     v = torch.cat([v + place for v, place in zip(sources, places, strict=True)] if places else sources, dim=1)
-    scores = torch.einsum("bpd,kd->bkp", v, queries.to(v.dtype)) + shift[:, None]
+    return pooled(torch.einsum("bpd,kd->bkp", v, queries.to(v.dtype)) + shift[:, None], v, carry_out, carry_lse)
+
+
+def pooled(scores, v, carry_out, carry_lse):
+    """Softmax of scores [B, k, p] over tokens, and the weighted mean of v; a carry is one more token, with its lse."""
     if carry_out is None:
         return scores.softmax(dim=-1) @ v, scores.logsumexp(dim=-1)
     weights = torch.cat([scores, carry_lse[..., None]], dim=-1).softmax(dim=-1)
@@ -95,6 +122,7 @@ LINEAR_CASES = [  # B, tokens of each source, d, rows, positions, carry
     (2, [5, 20, 3], 40, 70, True, True),
     (1, [1, 1, 1], 33, 17, True, False),
     (1, [20, 9], 24, 130, True, True),
+    (1, [64], 20, 6, False, True),
 ]
 
 
@@ -109,7 +137,7 @@ def test_linear_scores_equal_the_naive_form(case, dtype):
     for tensor in tensors:
         tensor.requires_grad_()
     expected = naive_linear_summary(sources, places, queries, shift, carry_out, carry_lse)
-    ours = ops.summary(sources, places, queries, shift, [], [], carry_out, carry_lse, "triton")
+    ours = ops.summary(sources, places, queries, shift, [], [], carry_out, carry_lse)
     rtol = 1e-12 if dtype == torch.float64 else 1e-5
     seeds = [torch.randn_like(value) for value in expected]
     grads = [torch.autograd.grad(values, tensors, seeds) for values in (ours, expected)]
@@ -157,11 +185,11 @@ def test_nothing_is_read_around_the_tokens_and_nothing_left_unwritten(monkeypatc
 @pytest.mark.parametrize("carry", [False, True])
 def test_opcheck(carry):
     args = arguments(2, [4, 5], 8, [2, 4], [1, 2], True, carry, torch.float32)
-    torch.library.opcheck(torch.ops.mirasol.ttm_summary.default, (*args, "triton"))
-    saved = torch.ops.mirasol.ttm_summary.default(*args, "triton")
+    torch.library.opcheck(torch.ops.mirasol.ttm_summary.default, args)
+    saved = torch.ops.mirasol.ttm_summary.default(*args)
     seeds = torch.randn_like(saved[0]), torch.randn_like(saved[1])
     backward = torch.ops.mirasol.ttm_summary_backward.default
-    torch.library.opcheck(backward, (*seeds, *saved, *args, [True, False], "triton"))
+    torch.library.opcheck(backward, (*seeds, *saved, *args, [True, False]))
 
 
 def test_compiles_whole():
@@ -272,3 +300,9 @@ def test_splits_leave_no_part_without_work(programs, work):
     assert 1 <= parts <= min(work, 64)
     assert parts & (parts - 1) == 0
     assert parts == 1 or programs * parts // 2 < configs.WAVES * HOPPER.multiprocessors
+
+
+@given(st.integers(1, 10000), st.integers(1, 10000))
+def test_parts_to_pool_run_at_the_same_time(programs, work):
+    parts = configs.pool_splits(programs, work, HOPPER)
+    assert parts == 1 or (parts <= work and parts * programs <= HOPPER.multiprocessors)
