@@ -64,14 +64,14 @@ def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target, *, linear:
     width = min(128, padded(k, 64)) if linear else padded(hidden, 64)
     rows = min(64 if older else 128, padded(k, 64))
     if itemsize == 4:  # products of float32 by FMA: small tiles
-        small = Tile(16, 32, 8, 1)
-        return Tiles(64, 64 if linear else width, Tile(32, 32, 8, 1), small, Tile(16, 16, 8, 1), small, small, small)
+        layer, small = Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)
+        return Tiles(64, 64 if linear else width, layer, Tile(16, 64, 8, 1), Tile(16, 16, 8, 1), small, layer, small)
     wide = min(128, padded(d, 64))
     large = max(rows, width) > 64
     return Tiles(
         rows,
         width,
-        hidden_layer=Tile(64, 64, 8 if older and width > 64 else 4, 3),
+        hidden_layer=Tile(64, 64, 8 if width > 64 else 4, 3),
         pool=Tile(64, wide if older or rows > 64 else min(256, padded(d, 64)), 8, 2),
         scores=Tile(64, 64, 8 if large or older else 4, 2),
         grad_hidden=Tile(64, 64, 8 if width > 64 else 4, 2),
@@ -118,3 +118,14 @@ def splits(programs: int, work: int, target: Target) -> int:
     while count < wanted and 2 * count <= work:
         count *= 2
     return min(count, 64)
+
+
+def pool_splits(programs: int, work: int, target: Target) -> int:
+    """As `splits` for the pooling kernel, whose programs fill a multiprocessor: no more parts than run at a time.
+
+    Every part is written in float32 and read again, so that parts which wait for others only cost.
+    """
+    count = 1
+    while 2 * count * programs <= target.multiprocessors and 2 * count <= work:
+        count *= 2
+    return count

@@ -183,7 +183,7 @@ def summary_bwd_tokens_kernel(
 def summary_bwd_w1_kernel(
     a, b, c, places_a, places_b, places_c, grad_hidden, parts,
     n_a, n_b, n_c, tokens, tiles, items, batch_a, batch_b, batch_c, row_a, row_b, row_c,
-    D: tl.constexpr, J: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr, SPLITS: tl.constexpr,
+    D: tl.constexpr, J: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows BJ, columns BD of dw1 = sum over tokens of (dh / deviation) v, over one split of all tiles of the batch."""
@@ -192,7 +192,8 @@ def summary_bwd_w1_kernel(
     columns = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
     j = tl.program_id(0) // BLOCKS * BJ + tl.arange(0, BJ)
     acc = tl.zeros((BJ, BD), ACC)
-    for index in tl.range(split * items // SPLITS, (split + 1) * items // SPLITS):
+    splits = tl.num_programs(1)
+    for index in tl.range(split * items // splits, (split + 1) * items // splits):
         item = (index // tiles).to(tl.int64)
         source, first, count, before = tile_of(index % tiles, n_a, n_b, n_c, BP, SOURCES)
         token = first + tl.arange(0, BP)
@@ -212,16 +213,16 @@ def summary_bwd_w1_kernel(
 @triton.jit(do_not_specialize=LENGTHS)
 def summary_bwd_w2_kernel(
     hidden, grad_scores, parts, items,
-    J: tl.constexpr, K: tl.constexpr, SPLITS: tl.constexpr,
+    J: tl.constexpr, K: tl.constexpr,
     BP: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows BR of dw2 = sum over tokens of ds gelu(h), over one split of the `items` tokens of the batch."""
-    split = tl.program_id(1).to(tl.int64)
+    split, splits = tl.program_id(1), tl.num_programs(1)
     j, k = tl.arange(0, BJ), tl.program_id(0) * BR + tl.arange(0, BR)
     blocks = tl.cdiv(items, BP)
     acc = tl.zeros((BR, BJ), ACC)
-    for block in tl.range(split * blocks // SPLITS, (split + 1) * blocks // SPLITS):
-        token = block * BP + tl.arange(0, BP)
+    for block in tl.range(split * blocks // splits, (split + 1) * blocks // splits):
+        token = block * BP + tl.arange(0, BP).to(tl.int64)
         inside = token < items
         at = grad_scores + token[None, :] * K + k[:, None]
         ds = tl.load(at, mask=inside[None, :] & (k < K)[:, None], other=0.0)  # [BR, BP]
@@ -230,3 +231,61 @@ def summary_bwd_w2_kernel(
         acc = dot(ds, gelu(h.to(ACC)).to(hidden.dtype.element_ty), acc, PRECISION)
     at = parts + (split * K + k)[:, None] * J + j[None, :]
     tl.store(at, acc, mask=(k < K)[:, None] & (j < J)[None, :])
+
+
+@triton.jit
+def sum_of_rows(parts, count, first, WIDTH: tl.constexpr, BN: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr):
+    """[BD] columns from `first` on of the sum of `count` rows of `parts`, always in the same order."""
+    columns = first + tl.arange(0, BD)
+    total = tl.zeros((BD,), ACC)
+    for start in tl.range(0, count, BN):
+        row = start + tl.arange(0, BN)
+        at = parts + row[:, None].to(tl.int64) * WIDTH + columns[None, :]
+        total += tl.sum(tl.load(at, mask=(row < count)[:, None] & (columns < WIDTH)[None, :], other=0.0), 0)
+    return total
+
+
+@triton.jit(do_not_specialize=["splits_w1", "splits_w2", "count_b1", "count_b2"])
+def summary_bwd_sums_kernel(
+    parts_w1, parts_w2, parts_b1, parts_b2, grad_w1, grad_b1, grad_w2_a, grad_w2_b, grad_b2_a, grad_b2_b,
+    splits_w1, splits_w2, count_b1, count_b2,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr, LINEAR: tl.constexpr,
+    BD: tl.constexpr, BJ: tl.constexpr, BB: tl.constexpr, ACC: tl.constexpr,
+):  # fmt: skip
+    """Gradients of the layers from the parts that the kernels before left: a row of w1 or w2, or BB numbers of a bias.
+
+    Rows of the gradient of w1 are centred, as rows of w1 have mean zero whatever the tokens' means are.
+    """
+    BLOCKS: tl.constexpr = (J + BB - 1) // BB
+    program = tl.program_id(0)
+    if program < J:
+        columns = tl.arange(0, BD)
+        total = tl.zeros((BD,), ACC)
+        for split in tl.range(0, splits_w1):
+            total += tl.load(parts_w1 + (split * J + program) * D + columns, mask=columns < D, other=0.0)
+        if not LINEAR:
+            total -= tl.sum(total, 0) / D
+        tl.store(grad_w1 + program * D + columns, total.to(grad_w1.dtype.element_ty), mask=columns < D)
+    elif program < J + BLOCKS:
+        first = (program - J) * BB
+        b = first + tl.arange(0, BB)
+        bias = sum_of_rows(parts_b1, count_b1, first, J, 64, BB, ACC)
+        tl.store(grad_b1 + b, bias.to(grad_b1.dtype.element_ty), mask=b < J)
+    elif not LINEAR:
+        if program < J + BLOCKS + K:
+            k = program - J - BLOCKS
+            j = tl.arange(0, BJ)
+            row = tl.zeros((BJ,), ACC)
+            for split in tl.range(0, splits_w2):
+                row += tl.load(parts_w2 + (split * K + k) * J + j, mask=j < J, other=0.0)
+            low = row.to(grad_w2_a.dtype.element_ty)
+            tl.store(grad_w2_a + k * JA + j, low, mask=(k < KA) & (j < JA))
+            if KA < K:
+                tl.store(grad_w2_b + (k - KA) * (J - JA) + j - JA, low, mask=(k >= KA) & (j >= JA) & (j < J))
+        else:
+            first_2 = (program - J - BLOCKS - K) * BB
+            b2 = first_2 + tl.arange(0, BB)
+            bias_2 = sum_of_rows(parts_b2, count_b2, first_2, K, 64, BB, ACC).to(grad_b2_a.dtype.element_ty)
+            tl.store(grad_b2_a + b2, bias_2, mask=b2 < KA)
+            if KA < K:
+                tl.store(grad_b2_b + b2 - KA, bias_2, mask=(b2 >= KA) & (b2 < K))

@@ -85,7 +85,7 @@ def summary_pool_fwd_kernel(
     n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c,
     carry_batch, carry_row, carry_lse_batch, carry_lse_row,
     D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
-    SOURCES: tl.constexpr, POSITIONS: tl.constexpr, LINEAR: tl.constexpr, CARRY: tl.constexpr, SPLITS: tl.constexpr,
+    SOURCES: tl.constexpr, POSITIONS: tl.constexpr, LINEAR: tl.constexpr, CARRY: tl.constexpr, SPLIT: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows BR and columns BD of the summary over one split of the tokens: softmax statistics and weighted sum."""
@@ -101,7 +101,8 @@ def summary_pool_fwd_kernel(
     top = tl.full((BR,), float("-inf"), ACC)
     total = tl.zeros((BR,), ACC)
     acc = tl.zeros((BR, BD), ACC)
-    for tile in tl.range(split * tiles // SPLITS, (split + 1) * tiles // SPLITS):
+    splits = tl.num_programs(1)
+    for tile in tl.range(split * tiles // splits, (split + 1) * tiles // splits):
         source, first, count, before = tile_of(tile, n_a, n_b, n_c, BP, SOURCES)
         token = first + tl.arange(0, BP)
         inside = token < count
@@ -126,8 +127,8 @@ def summary_pool_fwd_kernel(
         v = load_tokens(rows, places, columns, inside, D, BD)  # [BP, BD]
         acc = dot(p.to(v.dtype), v, acc * shrink[:, None], PRECISION)
     kept = (k < K)[:, None] & (columns < D)[None, :]
-    if SPLITS > 1:
-        row = (item * SPLITS + split) * K + k
+    if SPLIT:
+        row = (item * splits + split) * K + k
         tl.store(parts + row[:, None] * D + columns[None, :], acc, mask=kept)
         if tl.program_id(0) % BLOCKS == 0:
             tl.store(top_parts + row, top, mask=k < K)

@@ -10,14 +10,16 @@ import torch
 import triton
 import triton.language as tl
 
+from mirasol.kernels.core.checks import expect
 from mirasol.kernels.core.device import interpreted, on_device, target
 from mirasol.kernels.core.numerics import accumulate_dtype
-from mirasol.kernels.ttm.configs import Tile, Tiles, splits, tiles
+from mirasol.kernels.ttm.configs import Tile, Tiles, pool_splits, splits, tiles
 from mirasol.kernels.ttm.eager import NORM_EPS
 from mirasol.kernels.ttm.triton_backward import (
     summary_bwd_hidden_kernel,
     summary_bwd_rows_kernel,
     summary_bwd_scores_kernel,
+    summary_bwd_sums_kernel,
     summary_bwd_tokens_kernel,
     summary_bwd_w1_kernel,
     summary_bwd_w2_kernel,
@@ -56,8 +58,7 @@ class Call:
     ) -> Call:
         """Strides are taken as they are; a last dimension that is not contiguous costs a copy of that tensor."""
         first = sources[0]
-        if len(w2) > 2:
-            w2, b2 = [torch.block_diag(*w2)], [torch.cat(list(b2))]
+        expect(len(w2) <= 2, "w2", "hold one or two summaries side by side", len(w2))
         j = w1.shape[0]
         k = sum(w.shape[0] for w in w2) if w2 else j
         return Call(
@@ -161,24 +162,24 @@ def _pool(call: Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]
     batch, tokens, d, _, k = call.sizes
     tile, steps = call.tiles.pool, call.count(call.tiles.pool)
     blocks = triton.cdiv(d, tile.columns) * triton.cdiv(k, call.tiles.rows)
-    parts = splits(blocks * batch, steps, target(call.first.device))
+    parts = pool_splits(blocks * batch, steps, target(call.first.device))
     out = call.first.new_empty(batch, k, d)
     lse = call.first.new_empty(batch, k, dtype=call.acc)
     tops = sums = rows = None
     if parts > 1:
         tops, sums = (lse.new_empty(batch, parts, k) for _ in range(2))
         rows = lse.new_empty(batch, parts, k, d)
-    carry = dict(CARRY=call.carry_out is not None, SPLITS=parts, K=k)
+    carry = dict(CARRY=call.carry_out is not None, K=k)
     summary_pool_fwd_kernel[(blocks, parts, batch)](
         *call.pointers(), hidden, *call.second_layer(), out, lse, call.carry_out, call.carry_lse, tops, sums, rows,
-        *call.lengths(), tokens, steps, *call.strides(), *call.carry_strides(), LINEAR=call.linear,
+        *call.lengths(), tokens, steps, *call.strides(), *call.carry_strides(), LINEAR=call.linear, SPLIT=parts > 1,
         BP=tile.tokens, BD=tile.columns, BR=call.tiles.rows, **carry, **call.first_summary(), **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     if parts > 1:
         summary_merge_fwd_kernel[(k, batch)](
             tops, sums, rows, call.carry_out, call.carry_lse, out, lse, *call.carry_strides(),
-            D=d, BD=triton.next_power_of_2(d), ACC=call.constants()["ACC"], **carry, num_warps=4,
+            D=d, SPLITS=parts, BD=triton.next_power_of_2(d), ACC=call.constants()["ACC"], **carry, num_warps=4,
         )  # fmt: skip
     return out, lse
 
@@ -206,34 +207,17 @@ def summary_backward(
     grad_out, grad_lse = grad_out.contiguous(), grad_lse.contiguous()
     with on_device(call.first):
         delta, carried = _rows_backward(call, grad_out, grad_lse, out, lse)
-        weights, grad_scores, grad_b2 = _scores_backward(call, grad_out, lse, delta, hidden)
-        grad_hidden, tilts, grad_b1 = grad_scores, None, grad_b2  # what linear scores are: a layer with a bias
+        weights, grad_scores, sums_b2 = _scores_backward(call, grad_out, lse, delta, hidden)
+        grad_hidden, tilts, sums_b1 = grad_scores, None, sums_b2  # what linear scores are: a layer with a bias
         if not call.linear:
-            grad_hidden, tilts, grad_b1 = _hidden_backward(call, grad_scores, hidden, stats)
+            grad_hidden, tilts, sums_b1 = _hidden_backward(call, grad_scores, hidden, stats)
         grads = _tokens_backward(call, wanted, grad_out, weights, grad_hidden, stats, tilts)
-        grad_w1 = _w1_backward(call, grad_hidden)
-        grad_w2 = None if call.linear else _w2_backward(call, hidden, grad_scores)
+        parts_w1 = _w1_backward(call, grad_hidden)
+        parts_w2 = None if call.linear else _w2_backward(call, hidden, grad_scores)
+        of_layers = _sum_parts(call, (w1, b1, *w2, *b2), parts_w1, parts_w2, sums_b1, sums_b2)
     result = [grad for grad, asked in zip(grads, source_grads, strict=True) if asked]
     result += [grads[i].sum(dim=0) for i in range(len(positions))]
-    if grad_w2 is None:
-        return [*result, grad_w1.to(w1.dtype), grad_b1.to(b1.dtype), *carried]
-    centred = grad_w1 - grad_w1.mean(dim=-1, keepdim=True)  # rows of w1 have mean zero, whatever the tokens' means
-    result += [centred.to(w1.dtype), grad_b1.to(b1.dtype)]
-    return result + _of_second_layer(grad_w2, grad_b2, w2, b2) + carried
-
-
-def _of_second_layer(
-    grad_w2: torch.Tensor, grad_b2: torch.Tensor, w2: Sequence[torch.Tensor], b2: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
-    """Each summary's own block of grad_w2 [K, J] and part of grad_b2 [K]."""
-    result = []
-    row, column = 0, 0
-    for weight in w2:
-        end, stop = row + weight.shape[0], column + weight.shape[1]
-        result.append(grad_w2[row:end, column:stop].to(weight.dtype).clone(memory_format=torch.contiguous_format))
-        row, column = end, stop
-    parts = grad_b2.split([bias.shape[0] for bias in b2])
-    return result + [part.to(bias.dtype).clone() for part, bias in zip(parts, b2, strict=True)]
+    return result + of_layers + carried
 
 
 def _rows_backward(
@@ -255,7 +239,7 @@ def _rows_backward(
 def _scores_backward(
     call: Call, grad_out: torch.Tensor, lse: torch.Tensor, delta: torch.Tensor, hidden: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Softmax weights and gradients of the scores [B, p, K], and of their bias [K]."""
+    """Softmax weights and gradients of the scores [B, p, K], and the sums of these over tiles [parts, K]."""
     batch, tokens, _, _, k = call.sizes
     tile, steps = call.tiles.scores, call.count(call.tiles.scores)
     weights, grad_scores = (hidden.new_empty(batch, tokens, k) for _ in range(2))
@@ -266,13 +250,13 @@ def _scores_backward(
         BP=tile.tokens, BK=tile.columns, BR=call.tiles.rows, **call.first_summary(), **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return weights, grad_scores, sums.sum(dim=(0, 1))
+    return weights, grad_scores, sums.flatten(0, 1)
 
 
 def _hidden_backward(
     call: Call, grad_scores: torch.Tensor, hidden: torch.Tensor, stats: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradient of the hidden layer over the deviation [B, p, J], the norm's pull [B, p], gradient of b1 [J]."""
+    """Gradient of the hidden layer over the deviation [B, p, J], the norm's pull [B, p], sums over tiles [parts, J]."""
     batch, tokens, d, j, k = call.sizes
     tile = call.tiles.grad_hidden
     steps = triton.cdiv(batch * tokens, tile.tokens)
@@ -283,7 +267,7 @@ def _hidden_backward(
         D=d, J=j, K=k, **call.first_summary(), BP=tile.tokens, BJ=call.tiles.hidden, BR=tile.columns,
         ACC=constants["ACC"], PRECISION=constants["PRECISION"], num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return grad_hidden, tilts, sums.sum(dim=0)
+    return grad_hidden, tilts, sums
 
 
 def _tokens_backward(
@@ -313,6 +297,7 @@ def _tokens_backward(
 
 
 def _w1_backward(call: Call, grad_hidden: torch.Tensor) -> torch.Tensor:
+    """[parts, J, d]."""
     batch, tokens, d, j, _ = call.sizes
     tile = call.tiles.weights
     steps, blocks = call.count(tile), triton.cdiv(d, tile.columns) * triton.cdiv(j, call.tiles.hidden)
@@ -320,13 +305,14 @@ def _w1_backward(call: Call, grad_hidden: torch.Tensor) -> torch.Tensor:
     partial = grad_hidden.new_empty(parts, j, d, dtype=call.acc)
     summary_bwd_w1_kernel[(blocks, parts)](
         *call.pointers(), grad_hidden, partial, *call.lengths(), tokens, steps, steps * batch, *call.strides(),
-        SPLITS=parts, BP=tile.tokens, BD=tile.columns, **call.constants(),
+        BP=tile.tokens, BD=tile.columns, **call.constants(),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return partial.sum(dim=0)
+    return partial
 
 
 def _w2_backward(call: Call, hidden: torch.Tensor, grad_scores: torch.Tensor) -> torch.Tensor:
+    """[parts, K, J]."""
     batch, tokens, _, j, k = call.sizes
     tile, blocks = call.tiles.weights, triton.cdiv(k, call.tiles.rows)
     parts = splits(blocks, triton.cdiv(batch * tokens, tile.tokens), target(call.first.device))
@@ -334,10 +320,34 @@ def _w2_backward(call: Call, hidden: torch.Tensor, grad_scores: torch.Tensor) ->
     constants = call.constants()
     summary_bwd_w2_kernel[(blocks, parts)](
         hidden, grad_scores, partial, batch * tokens,
-        J=j, K=k, SPLITS=parts, BP=tile.tokens, BJ=call.tiles.hidden, BR=call.tiles.rows,
+        J=j, K=k, BP=tile.tokens, BJ=call.tiles.hidden, BR=call.tiles.rows,
         ACC=constants["ACC"], PRECISION=constants["PRECISION"], num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return partial.sum(dim=0)
+    return partial
+
+
+def _sum_parts(
+    call: Call,
+    layers: Sequence[torch.Tensor],
+    parts_w1: torch.Tensor,
+    parts_w2: torch.Tensor | None,
+    sums_b1: torch.Tensor,
+    sums_b2: torch.Tensor,
+) -> list[torch.Tensor]:
+    """Gradients of w1, b1 and of every w2, then every b2, from the parts that the other kernels left."""
+    _, _, d, j, k = call.sizes
+    grads = [layer.new_empty(layer.shape) for layer in layers]
+    of_second = grads[2:]
+    count = len(of_second) // 2
+    blocks = triton.cdiv(j, 32) + (0 if call.linear else k + triton.cdiv(k, 32))
+    summary_bwd_sums_kernel[(j + blocks,)](
+        parts_w1, parts_w2, sums_b1, sums_b2,
+        *grads[:2], *_three(of_second[:count])[:2], *_three(of_second[count:])[:2],
+        parts_w1.shape[0], 0 if parts_w2 is None else parts_w2.shape[0], sums_b1.shape[0], sums_b2.shape[0],
+        D=d, J=j, K=k, LINEAR=call.linear, **call.first_summary(), BD=triton.next_power_of_2(d),
+        BJ=triton.next_power_of_2(j), BB=32, ACC=call.constants()["ACC"], num_warps=4,
+    )  # fmt: skip
+    return grads
 
 
 def _three(given: Sequence[Any]) -> tuple[Any, Any, Any]:
