@@ -3,8 +3,9 @@ PYTHON ?= python3
 OUT ?= build/gpu
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+NEWEST := $(CURDIR)/build/triton-newest
 
-.PHONY: test test-interpreted test-compiled bench lint gpu clean
+.PHONY: test test-interpreted test-compiled test-lowest test-newest bench lint gpu clean
 
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -14,8 +15,23 @@ $(READY): pyproject.toml constraints.txt setup.py
 # Triton decides at import whether a kernel is interpreted or compiled: two processes.
 test: test-compiled test-interpreted
 
-test-compiled: $(READY)
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest tests/aot
+# The compilers of the lowest and of the newest supported Triton, side by side: each keeps one core busy.
+test-compiled: $(READY) $(NEWEST)/.ready
+	$(MAKE) --jobs=2 --output-sync=target test-lowest test-newest
+
+test-lowest: $(READY)
+	$(BIN)/python -c "import triton; print('Triton', triton.__version__)"
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -p no:cacheprovider tests/aot
+
+test-newest: $(READY) $(NEWEST)/.ready
+	PYTHONPATH=$(NEWEST) $(BIN)/python -c "import triton; print('Triton', triton.__version__)"
+	TRITON_INTERPRET=0 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -p no:cacheprovider tests/aot
+
+# Beside the environment, not in it: the package has one version, and this one compiles only.
+$(NEWEST)/.ready: $(READY) constraints-newest.txt
+	rm -rf $(NEWEST)
+	$(BIN)/python -m pip install -q --no-deps --target $(NEWEST) -r constraints-newest.txt
+	touch $@
 
 test-interpreted: $(READY)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest
