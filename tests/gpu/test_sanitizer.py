@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from mirasol.kernels import TokenLearnerParams, chunked_attention, combiner_project, ttm_scan
+from mirasol.kernels import (
+    EraseAddParams,
+    MlpParams,
+    TokenLearnerParams,
+    chunked_attention,
+    combiner_project,
+    ttm_scan,
+    ttm_write,
+)
 
 pytestmark = pytest.mark.gpu
 
@@ -44,4 +52,23 @@ def test_sanitizer_ttm():
     )
     outputs, memory = ttm_scan(leaf(2, 9, d), leaf(2, 3, 33, d), read, torch.tanh, write, backend="triton")
     (outputs.float().sum() + memory.float().sum()).backward()
+    torch.cuda.synchronize()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("slots", [1, 6])
+def test_sanitizer_erase_add(slots, dtype):
+    d, r, hidden = 96, 5, 33
+
+    def mlp(inside: int, outside: int) -> MlpParams:
+        shapes = ((hidden, inside), (hidden,), (outside, hidden), (outside,))
+        return MlpParams(*[leaf(*shape, dtype=dtype) for shape in shapes])
+
+    def norm() -> list[torch.Tensor]:
+        return [leaf(d, dtype=dtype), leaf(d, dtype=dtype)]
+
+    erase, add = ([*norm(), mlp(r, slots), mlp(d, d)] for _ in range(2))
+    params = EraseAddParams(*norm(), mlp(d, slots), *erase, *add)
+    memory, outputs = leaf(2, 35, d, dtype=dtype), leaf(2, r, d, dtype=dtype)
+    ttm_write(memory, outputs, outputs, params, backend="triton").float().sum().backward()
     torch.cuda.synchronize()

@@ -6,15 +6,15 @@ GPU yet.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mirasol.kernels.core.device import Target
 from mirasol.kernels.ttm.configs import Tile, padded
 from mirasol.kernels.ttm.params import EraseAddParams
 
-MOST_SLOTS = 64
+MOST_SLOTS = 32
 MOST_READ = 128
-MOST_HIDDEN = 128
+MOST_HIDDEN = 64
 MOST_WIDTH = 2048
 ROWS = Tile(1, MOST_WIDTH, 4, 1)
 SUMS = Tile(32, 128, 4, 1)  # parts at a time, numbers a program
@@ -62,17 +62,18 @@ class Tiles:
 
 
 def sides(widths: Widths, itemsize: int, target: Target) -> Sides:
-    """Every side of a product is at least 64 where matrix units multiply, for elements of `itemsize` bytes."""
-    least = 64 if itemsize == 2 and target.kind != "interpreter" else 16
+    """Every side of a product is at least 64 on matrix units that want it, for elements of `itemsize` bytes."""
+    least = 64 if itemsize == 2 and target.arch >= 90 else 16
     sizes = (widths.slots, widths.read, widths.select, widths.tokens, widths.channels)
     slots, read, select, tokens, channels = (padded(size, least) for size in sizes)
     return Sides(slots, read, select, tokens, channels, group=min(4, padded(widths.slots, 1)))
 
 
-def tiles(itemsize: int, target: Target) -> Tiles:
-    """Tiles for elements of `itemsize` bytes."""
+def tiles(side: Sides, itemsize: int, target: Target) -> Tiles:
+    """Tiles for padded widths and elements of `itemsize` bytes."""
     if target.kind == "interpreter":
         return Tiles(*[Tile(16, 32, 4, 1)] * 11)
+    tall = side.read > 64
     if itemsize == 4:
         small = Tile(16, 32, 8, 1)
         return Tiles(
@@ -80,25 +81,31 @@ def tiles(itemsize: int, target: Target) -> Tiles:
             tokens=small,
             channels=small,
             update=Tile(16, 64, 4, 1),
-            update_back=Tile(8, 64, 4, 1),
+            update_back=Tile(8, 32, 4, 1),
             channels_back=small,
-            tokens_back=small,
+            tokens_back=Tile(16, 16, 8, 1) if tall else small,
             rows=ROWS,
-            scores_back=small,
+            scores_back=Tile(16, 32, 4, 1),
             select_back=small,
             sums=SUMS,
         )
+    if target.arch < 90:  # larger tiles spill
+        walk, back = Tile(32, 64, 4, 1), Tile(32, 64, 8, 1)
+        channels_back, tokens_back, scores_back = Tile(32, 32, 8, 1), Tile(32, 32, 8, 1), walk
+    else:
+        walk, back = Tile(64, 64, 4, 1), Tile(64, 64, 8, 1)
+        channels_back, tokens_back, scores_back = back, back if tall else walk, back
     return Tiles(
-        select=Tile(64, 64, 4, 2),
-        tokens=Tile(64, 64, 4, 1),
-        channels=Tile(64, 64, 4, 1),
+        select=replace(walk, stages=2),
+        tokens=walk,
+        channels=walk,
         update=Tile(16, 64, 4, 1),
         update_back=Tile(8, 64, 4, 1),
-        channels_back=Tile(64, 64, 8, 1),
-        tokens_back=Tile(64, 64, 4, 1),
+        channels_back=channels_back,
+        tokens_back=tokens_back,
         rows=ROWS,
-        scores_back=Tile(64, 64, 8, 1),
-        select_back=Tile(64, 64, 4, 1),
+        scores_back=scores_back,
+        select_back=back,
         sums=SUMS,
     )
 

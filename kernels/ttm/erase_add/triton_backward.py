@@ -2,9 +2,9 @@
 
 1. update: gradients of memory (its direct part), weights and slot vectors. The factors of the other slots are
    multiplied up, before and after a slot, never divided out: a factor may be zero.
-2. channels, 3. tokens: back through both slot networks. 4. outputs: through their norms.
-5. scores: through softmax and second layer of the score network. 6. select: through its first layer and norm.
-7. sums: what was split, added up.
+2. channels, 3. tokens, 4. normed: back through both slot networks. 5. outputs: through their norms.
+6. scores: through softmax and second layer of the score network. 7. select: through its first layer and norm.
+8. sums: what was split, added up.
 Sums over programs go through memory in a fixed order. Nothing is added atomically: the same inputs give the same bits.
 """
 
@@ -111,10 +111,9 @@ def erase_add_bwd_update_kernel(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def erase_add_bwd_channels_kernel(
-    parts, slot_parts, inner, mixed, w1_e, w1_a, w2_e, w2_a, grad_mixed, sums,
-    items,
+    parts, slot_parts, inner, mixed, w1_e, w1_a, w2_e, w2_a, grad_mixed, sums, items, blocks, splits,
     D: tl.constexpr, S: tl.constexpr, H_E: tl.constexpr, H_A: tl.constexpr, H: tl.constexpr,
-    PARTS: tl.constexpr, TOKEN_SPLITS: tl.constexpr, SPLITS: tl.constexpr, RECORD: tl.constexpr,
+    SPLITS: tl.constexpr, RECORD: tl.constexpr,
     BD: tl.constexpr, BS: tl.constexpr, BH: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Back through one network's MLP over channels for BD columns, over one split of the batch.
@@ -136,8 +135,8 @@ def erase_add_bwd_channels_kernel(
         line = network * items + item
         kept = own_h[:, None] & own_slot[None, :]
         grad_h = tl.zeros((BH, BS), ACC)
-        for part in tl.range(0, PARTS):
-            at = parts + (line * PARTS + part) * H * S + h[:, None] * S + slot[None, :]
+        for block in tl.range(0, blocks):
+            at = parts + (line * blocks + block) * H * S + h[:, None] * S + slot[None, :]
             grad_h += tl.load(at, mask=kept, other=0.0)
         hidden = tl.load(inner + line * H * S + h[:, None] * S + slot[None, :], mask=kept, other=0.0)
         grad_h *= gelu_slope(hidden)
@@ -145,7 +144,7 @@ def erase_add_bwd_channels_kernel(
         place = slot[None, :] * D + columns[:, None]
         mask = own[:, None] & own_slot[None, :]
         grad = tl.zeros((BD, BS), ACC)
-        for part in tl.range(0, TOKEN_SPLITS):
+        for part in tl.range(0, splits):
             at = slot_parts + (part * 2 * items + line) * S * D + place
             grad += tl.load(at, mask=mask, other=0.0)
         y = tl.load(mixed + line * S * D + place, mask=mask, other=0.0)  # [BD, BS]
@@ -168,72 +167,98 @@ def erase_add_bwd_channels_kernel(
 @triton.jit(do_not_specialize=LENGTHS)
 def erase_add_bwd_tokens_kernel(
     outputs, means, rstds, grad_mixed,
-    norm_weight_e, norm_weight_a, norm_bias_e, norm_bias_a, w1_e, w1_a, b1_e, b1_a, w2_e, w2_a,
-    grad_normed, norm_sums, sums,
+    norm_weight_e, norm_weight_a, norm_bias_e, norm_bias_a, w1_e, w1_a, b1_e, b1_a, w2_e, w2_a, grad_hidden, sums,
     n_memory, items, outputs_batch, outputs_row,
     D: tl.constexpr, R: tl.constexpr, S: tl.constexpr, J_E: tl.constexpr, J_A: tl.constexpr, J: tl.constexpr,
-    SPLITS: tl.constexpr, NORM_RECORD: tl.constexpr, RECORD: tl.constexpr,
+    SPLITS: tl.constexpr, RECORD: tl.constexpr,
     BD: tl.constexpr, BR: tl.constexpr, BJ: tl.constexpr, BS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Back through one network's MLP over tokens for BD columns, over one split of the batch.
+    """Back through the second layer of one network's MLP over tokens for BD columns, over one split of the batch.
 
-    grad_normed [2, B, r, d] is the gradient of the normalised outputs. norm_sums [splits, 2, NORM_RECORD] begins with
-    the gradients of the norm's weight and bias, sums [splits blocks, 2, RECORD] with those of w1 [J, r], b1 [J],
+    Leaves the gradient of the hidden layer [2, B, J, d]. sums [splits blocks, 2, RECORD] begins with the gradients of
     w2 [S, J], b2 [S].
     """
     split, network = tl.program_id(2).to(tl.int64), tl.program_id(1)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
     row, j, slot = tl.arange(0, BR), tl.arange(0, BJ), tl.arange(0, BS)
-    own, own_row, own_slot = columns < D, row < R, slot < S
+    own, own_slot = columns < D, slot < S
     width = either(network, J_E, J_A)
     own_j = j < width
     dtype = grad_mixed.dtype.element_ty
     scale = tl.load(pick(network, norm_weight_e, norm_weight_a, norm_weight_a, 2) + columns, mask=own, other=0.0)
     shift = tl.load(pick(network, norm_bias_e, norm_bias_a, norm_bias_a, 2) + columns, mask=own, other=0.0)
-    scale, shift = scale.to(ACC), shift.to(ACC)
-    layer = pick(network, w1_e, w1_a, w1_a, 2) + j[:, None] * R + row[None, :]
-    w1 = tl.load(layer, mask=own_j[:, None] & own_row[None, :], other=0.0)  # [BJ, BR]
-    b1 = pick(network, b1_e, b1_a, b1_a, 2) + j
+    layer = pick(network, w1_e, w1_a, w1_a, 2) + j[None, :] * R + row[:, None]
+    w1 = tl.load(layer, mask=own_j[None, :] & (row < R)[:, None], other=0.0)  # [BR, BJ]
+    b1 = tl.load(pick(network, b1_e, b1_a, b1_a, 2) + j, mask=own_j, other=0.0).to(ACC)
     layer = pick(network, w2_e, w2_a, w2_a, 2) + slot[:, None] * width + j[None, :]
     w2 = tl.load(layer, mask=own_slot[:, None] & own_j[None, :], other=0.0)  # [BS, BJ]
-    grad_w1, grad_w2 = tl.zeros((BJ, BR), ACC), tl.zeros((BS, BJ), ACC)
-    grad_b1, grad_b2 = tl.zeros((BJ,), ACC), tl.zeros((BS,), ACC)
-    grad_scale, grad_shift = tl.zeros((BD,), ACC), tl.zeros((BD,), ACC)
+    grad_w2, grad_b2 = tl.zeros((BS, BJ), ACC), tl.zeros((BS,), ACC)
     for item in tl.range(split * items // SPLITS, (split + 1) * items // SPLITS):
         line = network * items + item
         x = normalised_columns(
             outputs, means, rstds, columns, row, item, outputs_batch, outputs_row, n_memory, D, R, ACC
         )
-        low = (x * scale[:, None] + shift[:, None]).to(dtype)  # [BD, BR]
-        hidden = dot(low, tl.trans(w1), tl.zeros((BD, BJ), ACC), PRECISION)
-        # loaded here: kept over the loop it would spill
-        hidden += tl.load(b1, mask=own_j, other=0.0).to(ACC)[None, :]
+        low = (x * scale.to(ACC)[:, None] + shift.to(ACC)[:, None]).to(dtype)  # [BD, BR]
+        hidden = dot(low, w1, tl.zeros((BD, BJ), ACC), PRECISION) + b1[None, :]
         at = grad_mixed + line * S * D + slot[None, :] * D + columns[:, None]
         grad_y = tl.load(at, mask=own_slot[None, :] & own[:, None], other=0.0)  # [BD, BS]
         grad_w2 = dot(tl.trans(grad_y), gelu(hidden).to(dtype), grad_w2, PRECISION)
         grad_b2 += tl.sum(grad_y.to(ACC), 0)
         grad_h = dot(grad_y, w2, tl.zeros((BD, BJ), ACC), PRECISION) * gelu_slope(hidden)
-        grad_b1 += tl.sum(grad_h, 0)
-        low_h = grad_h.to(dtype)
-        grad_w1 = dot(tl.trans(low_h), low, grad_w1, PRECISION)
-        grad_x = dot(low_h, w1, tl.zeros((BD, BR), ACC), PRECISION)
-        at = grad_normed + line * R * D + row[None, :] * D + columns[:, None]
-        tl.store(at, grad_x.to(dtype), mask=own_row[None, :] & own[:, None])
-        grad_shift += tl.sum(grad_x, 1)
-        # loaded again: kept over the products above it would spill
+        at = grad_hidden + line * J * D + j[None, :] * D + columns[:, None]
+        tl.store(at, grad_h.to(dtype), mask=(j < J)[None, :] & own[:, None])
+    at = sums + ((split * tl.num_programs(0) + tl.program_id(0)) * 2 + network) * RECORD
+    tl.store(at + slot[:, None] * J + j[None, :], grad_w2, mask=own_slot[:, None] & (j < J)[None, :])
+    tl.store(at + S * J + slot, grad_b2, mask=own_slot)
+
+
+@triton.jit(do_not_specialize=LENGTHS)
+def erase_add_bwd_normed_kernel(
+    outputs, means, rstds, grad_hidden, norm_weight_e, norm_weight_a, norm_bias_e, norm_bias_a, w1_e, w1_a,
+    grad_normed, norm_sums, sums,
+    n_memory, items, outputs_batch, outputs_row,
+    D: tl.constexpr, R: tl.constexpr, J_E: tl.constexpr, J_A: tl.constexpr, J: tl.constexpr,
+    SPLITS: tl.constexpr, NORM_RECORD: tl.constexpr, RECORD: tl.constexpr,
+    BD: tl.constexpr, BR: tl.constexpr, BJ: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Back through the first layer of one network's MLP over tokens for BD columns, over one split of the batch.
+
+    grad_normed [2, B, r, d] is the gradient of the normalised outputs. norm_sums [splits, 2, NORM_RECORD] begins with
+    the gradients of the norm's weight and bias, sums [splits blocks, 2, RECORD] with those of w1 [J, r], b1 [J].
+    """
+    split, network = tl.program_id(2).to(tl.int64), tl.program_id(1)
+    columns = tl.program_id(0) * BD + tl.arange(0, BD)
+    row, j = tl.arange(0, BR), tl.arange(0, BJ)
+    own, own_row = columns < D, row < R
+    own_j = j < either(network, J_E, J_A)
+    dtype = grad_hidden.dtype.element_ty
+    scale = tl.load(pick(network, norm_weight_e, norm_weight_a, norm_weight_a, 2) + columns, mask=own, other=0.0)
+    shift = tl.load(pick(network, norm_bias_e, norm_bias_a, norm_bias_a, 2) + columns, mask=own, other=0.0)
+    layer = pick(network, w1_e, w1_a, w1_a, 2) + j[:, None] * R + row[None, :]
+    w1 = tl.load(layer, mask=own_j[:, None] & own_row[None, :], other=0.0)  # [BJ, BR]
+    grad_w1, grad_b1 = tl.zeros((BJ, BR), ACC), tl.zeros((BJ,), ACC)
+    grad_scale, grad_shift = tl.zeros((BD,), ACC), tl.zeros((BD,), ACC)
+    for item in tl.range(split * items // SPLITS, (split + 1) * items // SPLITS):
+        line = network * items + item
+        at = grad_hidden + line * J * D + j[:, None] * D + columns[None, :]
+        grad_h = tl.load(at, mask=own_j[:, None] & own[None, :], other=0.0)  # [BJ, BD]
+        grad_b1 += tl.sum(grad_h.to(ACC), 1)
         x = normalised_columns(
             outputs, means, rstds, columns, row, item, outputs_batch, outputs_row, n_memory, D, R, ACC
         )
+        low = (x * scale.to(ACC)[:, None] + shift.to(ACC)[:, None]).to(dtype)  # [BD, BR]
+        grad_w1 = dot(grad_h, low, grad_w1, PRECISION)
+        grad_x = dot(tl.trans(grad_h), w1, tl.zeros((BD, BR), ACC), PRECISION)
+        grad_shift += tl.sum(grad_x, 1)
         grad_scale += tl.sum(grad_x * x, 1)
+        at = grad_normed + line * R * D + row[None, :] * D + columns[:, None]
+        tl.store(at, grad_x.to(dtype), mask=own_row[None, :] & own[:, None])
     at = norm_sums + (split * 2 + network) * NORM_RECORD + columns
     tl.store(at, grad_scale, mask=own)
     tl.store(at + D, grad_shift, mask=own)
     at = sums + ((split * tl.num_programs(0) + tl.program_id(0)) * 2 + network) * RECORD
     tl.store(at + j[:, None] * R + row[None, :], grad_w1, mask=(j < J)[:, None] & own_row[None, :])
     tl.store(at + J * R + j, grad_b1, mask=j < J)
-    at += J * R + J
-    tl.store(at + slot[:, None] * J + j[None, :], grad_w2, mask=own_slot[:, None] & (j < J)[None, :])
-    tl.store(at + S * J + slot, grad_b2, mask=own_slot)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -272,15 +297,15 @@ def erase_add_bwd_scores_kernel(
     """Back through softmax and second layer of the score network, for a split of the batch and one of the tokens.
 
     Leaves the gradient of the hidden layer [B, s, J] and pulls [B, 2, s]: the means over the channels of the gradient
-    of x, plain and times x, which the norm takes off. sums [splits, RECORD] begins with the gradients of b1 [J],
-    w2 [S, J], b2 [S].
+    of x, plain and times x, which the norm takes off. sums [splits, RECORD] begins with the gradients of w2 [S, J],
+    b2 [S].
     """
     split, token_split = tl.program_id(1).to(tl.int64), tl.program_id(0)
     j, slot = tl.arange(0, BJ), tl.arange(0, BS)
     own_j, own_slot = j < J, slot < S
     dtype = hidden.dtype.element_ty
     w2 = tl.load(w2 + slot[:, None] * J + j[None, :], mask=own_slot[:, None] & own_j[None, :], other=0.0)  # [BS, BJ]
-    grad_w2, grad_b1, grad_b2 = tl.zeros((BS, BJ), ACC), tl.zeros((BJ,), ACC), tl.zeros((BS,), ACC)
+    grad_w2, grad_b2 = tl.zeros((BS, BJ), ACC), tl.zeros((BS,), ACC)
     for item in tl.range(split * items // SPLITS, (split + 1) * items // SPLITS):
         delta = tl.zeros((BS,), ACC)
         for part in tl.range(0, parts):
@@ -303,17 +328,17 @@ def erase_add_bwd_scores_kernel(
             h = tl.load(hidden + item * n_memory * J + place_j, mask=own, other=0.0).to(ACC)
             grad_w2 = dot(tl.trans(low), gelu(h).to(dtype), grad_w2, PRECISION)
             grad_h = dot(low, w2, tl.zeros((BP, BJ), ACC), PRECISION) * gelu_slope(h)
-            grad_b1 += tl.sum(grad_h, 0)
             tl.store(grad_hidden + item * n_memory * J + place_j, grad_h.to(dtype), mask=own)
+            # loaded again: kept over the products above it would spill
+            h = tl.load(hidden + item * n_memory * J + place_j, mask=own, other=0.0).to(ACC)
             slope = tl.load(through + j, mask=own_j, other=0.0)
             level = tl.load(through + J + j, mask=own_j, other=0.0)
             pull = pulls + item * 2 * n_memory + token
             tl.store(pull, tl.sum(grad_h * slope[None, :], 1) / D, mask=inside)
             tl.store(pull + n_memory, tl.sum(grad_h * (h - level[None, :]), 1) / D, mask=inside)
     at = sums + (split * TOKEN_SPLITS + token_split) * RECORD
-    tl.store(at + j, grad_b1, mask=own_j)
-    tl.store(at + J + slot[:, None] * J + j[None, :], grad_w2, mask=own_slot[:, None] & own_j[None, :])
-    tl.store(at + J + S * J + slot, grad_b2, mask=own_slot)
+    tl.store(at + slot[:, None] * J + j[None, :], grad_w2, mask=own_slot[:, None] & own_j[None, :])
+    tl.store(at + S * J + slot, grad_b2, mask=own_slot)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
@@ -325,8 +350,8 @@ def erase_add_bwd_select_kernel(
 ):  # fmt: skip
     """Back through first layer and norm of the memory, for BD columns, a split of the batch and one of its tokens.
 
-    Adds to grad_memory [B, s, d]. sums [splits, RECORD] begins with the gradient of w1 [J, d], norm_sums with those of
-    the norm's weight and bias [d].
+    Adds to grad_memory [B, s, d]. sums [splits, RECORD] begins with the gradients of w1 [J, d], b1 [J], norm_sums with
+    those of the norm's weight and bias [d].
     """
     split, token_split = tl.program_id(2).to(tl.int64), tl.program_id(1)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
@@ -334,7 +359,7 @@ def erase_add_bwd_select_kernel(
     own, own_j = columns < D, j < J
     dtype = grad_hidden.dtype.element_ty
     w1 = tl.load(w1 + j[:, None] * D + columns[None, :], mask=own_j[:, None] & own[None, :], other=0.0)  # [BJ, BD]
-    grad_w1 = tl.zeros((BJ, BD), ACC)
+    grad_w1, grad_b1 = tl.zeros((BJ, BD), ACC), tl.zeros((BJ,), ACC)
     grad_scale, grad_shift = tl.zeros((BD,), ACC), tl.zeros((BD,), ACC)
     for item in tl.range(split * items // SPLITS, (split + 1) * items // SPLITS):
         for tile in tl.range(token_split * tiles // TOKEN_SPLITS, (token_split + 1) * tiles // TOKEN_SPLITS):
@@ -350,6 +375,7 @@ def erase_add_bwd_select_kernel(
             normed = (x * scale[None, :] + shift[None, :]).to(dtype)
             at = grad_hidden + item * n_memory * J + token[:, None] * J + j[None, :]
             grad_h = tl.load(at, mask=inside[:, None] & own_j[None, :], other=0.0)  # [BP, BJ]
+            grad_b1 += tl.sum(grad_h.to(ACC), 0)
             grad_w1 = dot(tl.trans(grad_h), normed, grad_w1, PRECISION)
             grad_x = dot(grad_h, w1, tl.zeros((BP, BD), ACC), PRECISION)
             grad_shift += tl.sum(grad_x, 0)
@@ -363,6 +389,8 @@ def erase_add_bwd_select_kernel(
             tl.store(target, grad_x.to(grad_memory.dtype.element_ty), mask=mask)
     record = (split * TOKEN_SPLITS + token_split) * RECORD
     tl.store(sums + record + j[:, None] * D + columns[None, :], grad_w1, mask=own_j[:, None] & own[None, :])
+    if tl.program_id(0) == 0:
+        tl.store(sums + record + J * D + j, grad_b1, mask=own_j)
     tl.store(norm_sums + record + columns, grad_scale, mask=own)
     tl.store(norm_sums + record + D + columns, grad_shift, mask=own)
 

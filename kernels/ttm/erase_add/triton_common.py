@@ -8,7 +8,18 @@ import triton.language as tl
 from mirasol.kernels.ttm.triton_common import load_tile
 
 # Never specialised: a new number of memory tokens or a new batch compiles nothing.
-LENGTHS = ["n_memory", "n_outputs", "tiles", "items", "blocks", "parts", "parts_select", "parts_split", "parts_program"]
+LENGTHS = [
+    "n_memory",
+    "n_outputs",
+    "tiles",
+    "items",
+    "blocks",
+    "parts",
+    "splits",
+    "parts_select",
+    "parts_split",
+    "parts_program",
+]
 
 
 @triton.jit

@@ -122,9 +122,9 @@ def erase_add_fwd_tokens_kernel(
 
 @triton.jit(do_not_specialize=LENGTHS)
 def erase_add_fwd_channels_kernel(
-    parts, b1_e, b1_a, w2_e, w2_a, b2_e, b2_a, inner, slots,
+    parts, b1_e, b1_a, w2_e, w2_a, b2_e, b2_a, inner, slots, blocks,
     D: tl.constexpr, S: tl.constexpr, H_E: tl.constexpr, H_A: tl.constexpr, H: tl.constexpr,
-    BLOCKS: tl.constexpr, OFFICIAL: tl.constexpr,
+    OFFICIAL: tl.constexpr,
     BD: tl.constexpr, BS: tl.constexpr, BH: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Hidden layer inner [2, B, H, S] of an MLP over channels, and BD columns of its result: slots [2, B, S, d]."""
@@ -138,8 +138,8 @@ def erase_add_fwd_channels_kernel(
     kept = own_h[:, None] & own_slot[None, :]
     line = network * tl.num_programs(2) + item
     total = tl.zeros((BH, BS), ACC)
-    for block in tl.range(0, BLOCKS):
-        at = parts + (line * BLOCKS + block) * H * S + h[:, None] * S + slot[None, :]
+    for block in tl.range(0, blocks):
+        at = parts + (line * blocks + block) * H * S + h[:, None] * S + slot[None, :]
         total += tl.load(at, mask=kept, other=0.0)
     total += tl.load(pick(network, b1_e, b1_a, b1_a, 2) + h, mask=own_h, other=0.0).to(ACC)[:, None]
     if tl.program_id(0) == 0:

@@ -17,6 +17,7 @@ from mirasol.kernels.ttm.erase_add.configs import Sides, Tiles, Widths, sides, t
 from mirasol.kernels.ttm.erase_add.records import Records, unflatten
 from mirasol.kernels.ttm.erase_add.triton_backward import (
     erase_add_bwd_channels_kernel,
+    erase_add_bwd_normed_kernel,
     erase_add_bwd_outputs_kernel,
     erase_add_bwd_scores_kernel,
     erase_add_bwd_select_kernel,
@@ -50,13 +51,14 @@ class Call:
         """Strides are taken as they are; a last dimension that is not contiguous costs a copy of that tensor."""
         params = unflatten([p.contiguous() for p in flat], official)
         widths = widths_of(params)
+        side = sides(widths, memory.element_size(), target(memory.device))
         return Call(
             memory if memory.stride(-1) == 1 else memory.contiguous(),
             outputs if outputs.stride(-1) == 1 else outputs.contiguous(),
             params,
             widths,
-            sides(widths, memory.element_size(), target(memory.device)),
-            tiles(memory.element_size(), target(memory.device)),
+            side,
+            tiles(side, memory.element_size(), target(memory.device)),
         )
 
     @property
@@ -101,6 +103,8 @@ class Call:
         found = dict(D=self.widths.d, ACC=acc, num_warps=tile.warps, num_stages=tile.stages)
         if product:
             found["PRECISION"] = "tf32" if torch.backends.cuda.matmul.allow_tf32 and not interpreted() else "ieee"
+            if target(self.memory.device).kind == "cuda":
+                found["maxnreg"] = 255  # unasked, ptxas takes fewer and spills what the outer loops hold
         return found
 
 
@@ -174,8 +178,8 @@ def _channels(call: Call, parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tens
     inner = call.empty(2, call.batch, w.channels, w.slots)
     slots = call.empty(2, call.batch, w.slots, w.d)
     erase_add_fwd_channels_kernel[(call.blocks(tile), 2, call.batch)](
-        parts, *call.both("channels", "b1", "w2", "b2"), inner, slots,
-        S=w.slots, H=w.channels, **call.hidden("channels"), BLOCKS=parts.shape[2], OFFICIAL=call.params.official,
+        parts, *call.both("channels", "b1", "w2", "b2"), inner, slots, parts.shape[2],
+        S=w.slots, H=w.channels, **call.hidden("channels"), OFFICIAL=call.params.official,
         BD=tile.columns, BS=call.sides.slots, BH=call.sides.channels, **call.constants(tile),
     )  # fmt: skip
     return inner, slots
@@ -256,9 +260,9 @@ def _channels_backward(call: Call, kept: Saved, found: Updated, records: Records
     sums = call.empty(parts, 2, records.by_split)
     grad_mixed = torch.empty_like(kept.mixed)
     erase_add_bwd_channels_kernel[(blocks, 2, parts)](
-        found.parts, found.slot_parts, kept.inner, kept.mixed, *call.both("channels", "w1", "w2"),
-        grad_mixed, sums, batch, S=w.slots, H=w.channels, **call.hidden("channels"), PARTS=found.parts.shape[2],
-        TOKEN_SPLITS=found.slot_parts.shape[0], SPLITS=parts, RECORD=records.by_split,
+        found.parts, found.slot_parts, kept.inner, kept.mixed, *call.both("channels", "w1", "w2"), grad_mixed, sums,
+        batch, found.parts.shape[2], found.slot_parts.shape[0],
+        S=w.slots, H=w.channels, **call.hidden("channels"), SPLITS=parts, RECORD=records.by_split,
         BD=tile.columns, BS=call.sides.slots, BH=call.sides.channels, **call.constants(tile),
     )  # fmt: skip
     return sums, grad_mixed
@@ -274,19 +278,23 @@ def _tokens_backward(
     tile, w, batch, (s, r) = call.tiles.tokens_back, call.widths, call.batch, call.lengths
     blocks, parts, outputs = call.blocks(tile), by_split.shape[0], call.outputs
     sums = call.empty(parts * blocks, 2, records.by_program)
-    grad_normed = outputs.new_empty(2, batch, r, w.d)
+    grad_hidden, grad_normed = outputs.new_empty(2, batch, w.tokens, w.d), outputs.new_empty(2, batch, r, w.d)
+    first = (r + 1) * w.tokens  # numbers of w1 and b1, with which a record begins
+    shared = dict(R=r, J=w.tokens, **call.hidden("tokens"), SPLITS=parts, RECORD=records.by_program)
+    shared |= dict(BD=tile.columns, BR=call.sides.read, BJ=call.sides.tokens, **call.constants(tile))
+    lengths = s, batch, outputs.stride(0), outputs.stride(1)
     erase_add_bwd_tokens_kernel[(blocks, 2, parts)](
-        outputs, kept.means, kept.rstds, grad_mixed,
-        *call.both("norm", "weight", "bias"), *call.both("tokens", "w1", "b1", "w2"),
-        grad_normed, by_split[..., records.channels :], sums, s, batch, outputs.stride(0), outputs.stride(1),
-        R=r, S=w.slots, J=w.tokens, **call.hidden("tokens"), SPLITS=parts,
-        NORM_RECORD=records.by_split, RECORD=records.by_program, BD=tile.columns,
-        BR=call.sides.read, BJ=call.sides.tokens, BS=call.sides.slots, **call.constants(tile),
+        outputs, kept.means, kept.rstds, grad_mixed, *call.both("norm", "weight", "bias"),
+        *call.both("tokens", "w1", "b1", "w2"), grad_hidden, sums[..., first:], *lengths,
+        S=w.slots, BS=call.sides.slots, **shared,
+    )  # fmt: skip
+    erase_add_bwd_normed_kernel[(blocks, 2, parts)](
+        outputs, kept.means, kept.rstds, grad_hidden, *call.both("norm", "weight", "bias"), *call.both("tokens", "w1"),
+        grad_normed, by_split[..., records.channels :], sums, *lengths, NORM_RECORD=records.by_split, **shared,
     )  # fmt: skip
     grad_outputs = outputs.new_empty(outputs.shape)
     erase_add_bwd_outputs_kernel[(r, batch)](
-        outputs, kept.means, kept.rstds, grad_normed, *call.both("norm", "weight"), grad_outputs,
-        s, batch, outputs.stride(0), outputs.stride(1), R=r,
+        outputs, kept.means, kept.rstds, grad_normed, *call.both("norm", "weight"), grad_outputs, *lengths, R=r,
         BD=triton.next_power_of_2(w.d), **call.constants(call.tiles.rows, product=False),
     )  # fmt: skip
     return sums, grad_outputs
@@ -299,22 +307,22 @@ def _select_backward(call: Call, kept: Saved, found: Updated, records: Records) 
     parts = call.splits(blocks, batch)
     token_parts = call.splits(blocks * parts, steps)
     by_item = dict(J=w.select, SPLITS=parts, TOKEN_SPLITS=token_parts, RECORD=records.select)
-    by_item |= dict(BP=tile.tokens, BJ=call.sides.select)
+    by_item["BJ"] = call.sides.select
     sums = call.empty(parts * token_parts, records.select)
-    layer = w.select * w.d  # numbers of w1, with which a record begins
+    first = w.select * (w.d + 1)  # numbers of w1 and b1, with which a record begins
     grad_hidden, pulls = torch.empty_like(kept.hidden), call.empty(batch, 2, s)
     scores = call.tiles.scores_back
     erase_add_bwd_scores_kernel[(token_parts, parts)](
         kept.hidden, kept.weights, found.weight_parts, found.products, params.select.w2, kept.through,
-        grad_hidden, pulls, sums[:, layer:],
-        s, steps, batch, found.weight_parts.shape[1], found.products.shape[1], S=w.slots, BS=call.sides.slots,
-        **by_item, **call.constants(scores),
+        grad_hidden, pulls, sums[:, first:],
+        s, triton.cdiv(s, scores.tokens), batch, found.weight_parts.shape[1], found.products.shape[1],
+        S=w.slots, BP=scores.tokens, BS=call.sides.slots, **by_item, **call.constants(scores),
     )  # fmt: skip
     erase_add_bwd_select_kernel[(blocks, token_parts, parts)](
         call.memory, kept.means, kept.rstds, grad_hidden, pulls, params.select_norm_weight, params.select_norm_bias,
         params.select.w1, found.grad_memory, sums, sums[:, records.select - 2 * w.d :],
         s, r, steps, batch, call.memory.stride(0), call.memory.stride(1),
-        BD=tile.columns, **by_item, **call.constants(tile),
+        BP=tile.tokens, BD=tile.columns, **by_item, **call.constants(tile),
     )  # fmt: skip
     return sums
 
