@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import cost
+import ttm_variants
 from console import Table
 from harness import Comparison, Variant, Verdict, against, compare, compiled, launches, three_modes
 from mirasol import Config, combiner
@@ -64,7 +65,7 @@ STREAM_MARKS = (10, 100, 1000)
 
 
 def cases(settings: Settings) -> list[Case]:
-    """Read and write of one chunk, scans, a long stream, and the Combiner as a whole."""
+    """Read and write of one chunk, scans, variants of both, a long stream, and the Combiner as a whole."""
     kind = settings.device.type
     names = {"quick": ["quick"], "default": [kind], "full": [kind, f"{kind} full"]}[settings.effort]
     modes = ("fwd", "fwd+bwd") if kind == "cpu" else ("fwd", "bwd", "fwd+bwd")
@@ -76,6 +77,7 @@ def cases(settings: Settings) -> list[Case]:
         for shape in dict.fromkeys(shapes)
         for mode in modes
     ]
+    found += ttm_variants.cases(ones, modes)
     combiners = (2,) if settings.effort == "quick" else (4, 16, 64)
     found += [Case(f"Combiner {chunks} chunks", partial(_combiners, chunks)) for chunks in combiners]
     return [*found, Case(f"stream {stream.name}", partial(_stream, stream))]
