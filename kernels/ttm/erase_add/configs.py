@@ -100,7 +100,7 @@ def tiles(side: Sides, itemsize: int, target: Target) -> Tiles:
         tokens=walk,
         channels=walk,
         update=Tile(16, 64, 4, 1),
-        update_back=Tile(8, 64, 4, 1),
+        update_back=Tile(8, 64, 8 if target.arch >= 100 else 4, 1),
         channels_back=channels_back,
         tokens_back=tokens_back,
         rows=ROWS,
