@@ -54,7 +54,7 @@ class TubeEmbedding(nn.Module):
         tokens = torch.cat(
             [self.tubes[i].join(self._project(i, x), *size) for i, x in zip(used, pixels, strict=True)], dim=1
         )
-        centres = torch.cat([self.tubes[i].centres(*size) for i in used]).to(tokens.device)
+        centres = torch.cat([self.tubes[i].centres(*size, device=tokens.device) for i in used])
         positions = sincos(centres, config.encoder_dim).to(tokens.dtype)
         tokens = tokens.unflatten(0, (video.shape[0], -1))
         return _present_or_missing(tokens, present, self.missing) + positions

@@ -43,7 +43,7 @@ class Output:
 class _Encoded:
     video: Tensor  # [B, T, n_v, encoder_dim]
     audio: Tensor  # [B, T, n_a, encoder_dim]
-    mel: Tensor  # [B, T, n_a, bins * frames]
+    mel: Tensor | None  # [B, T, n_a, bins * frames]; None where features came in its place
     combined: Tensor  # [B, T, m, av_dim]
     h: Tensor  # [B, T, m, av_dim]
 
@@ -218,10 +218,11 @@ class Model(nn.Module):
 
     def _encode(self, clips: Clips) -> _Encoded:
         video, audio = clips.video_features, clips.audio_features
-        mel = self.audio_embedding.patches(clips.audio)
+        mel = None
         if video is None:
             video = _per_chunk(self.video_vit, self.video_embedding(clips.video, clips.video_present))
         if audio is None:
+            mel = self.audio_embedding.patches(clips.audio)
             audio_vit = self.audio_vit if self.audio_vit is not None else self.video_vit
             audio = _per_chunk(audio_vit, self.audio_embedding(mel, clips.audio_present))
         video_in = self.enter_combiner(video) + self.modality[0]
@@ -237,7 +238,8 @@ class Model(nn.Module):
         if self.config.reconstruction_target == "features":
             video, audio = encoded.video, encoded.audio
         else:
-            video, audio = small_copy(clips.video, self.config), encoded.mel
+            video = small_copy(clips.video, self.config)
+            audio = encoded.mel if encoded.mel is not None else self.audio_embedding.patches(clips.audio)
         return Losses(
             latent=latent_loss(self.audio_video.predict(encoded.h), encoded.combined),
             video=_next_chunk_loss(self.reconstruct_video, encoded.h, video, clips.video_present),

@@ -57,9 +57,9 @@ class MergedTube(NamedTuple):
         places = tokens.unflatten(1, (t, h, w))[:, : nt * st, : nh * sh, : nw * sw]
         return rearrange(places, "b (t i) (h j) (w k) c -> b (t h w) (i j k c)", i=st, j=sh, k=sw)
 
-    def centres(self, frames: int, height: int, width: int) -> Tensor:
+    def centres(self, frames: int, height: int, width: int, device: torch.device | None = None) -> Tensor:
         """[N, 3] float32 (t, h, w): the mean of the joined places' centres, in frames and pixels."""
-        fine = tube_centres([self.fine], frames, height, width)[None]
+        fine = tube_centres([self.fine], frames, height, width, device)[None]
         return rearrange(self.join(fine, frames, height, width), "1 n (s c) -> n s c", c=3).mean(1)
 
 

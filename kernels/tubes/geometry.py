@@ -96,7 +96,9 @@ def check_tubes(tubes: Sequence[Tube], frames: int, height: int, width: int) -> 
     return checked
 
 
-def tube_centres(tubes: Sequence[Tube], frames: int, height: int, width: int) -> torch.Tensor:
+def tube_centres(
+    tubes: Sequence[Tube], frames: int, height: int, width: int, device: torch.device | None = None
+) -> torch.Tensor:
     """Centres of all tokens, for positions that do not depend on which tube a token came from.
 
     The centre is the mean of the indices that a token covers, `offset + i * stride + (kernel - 1) / 2`: fixed sin-cos
@@ -105,8 +107,9 @@ def tube_centres(tubes: Sequence[Tube], frames: int, height: int, width: int) ->
     Args:
         tubes: shapes, see `Tube`.
         frames, height, width: size of the clip, in frames and pixels.
+        device: where to compute them, without a copy or a wait; None: the CPU.
     Returns:
-        [N, 3] float32 on the CPU: (t, h, w) in frames and pixels of the input; tubes in their order, the tokens of one
+        [N, 3] float32: (t, h, w) in frames and pixels of the input; tubes in their order, the tokens of one
         tube in the order (t, h, w), the order in which `extract_tubes` returns them.
     Raises:
         ValueError: a tube that yields no token.
@@ -114,7 +117,7 @@ def tube_centres(tubes: Sequence[Tube], frames: int, height: int, width: int) ->
     per_tube = []
     for tube in check_tubes(tubes, frames, height, width):
         axes = [
-            o + s * torch.arange(n, dtype=torch.float32) + (k - 1) / 2
+            o + s * torch.arange(n, dtype=torch.float32, device=device) + (k - 1) / 2
             for n, k, s, o in zip(tube_grid(tube, frames, height, width), *tube, strict=True)
         ]
         per_tube.append(torch.cartesian_prod(*axes))

@@ -282,7 +282,7 @@ def test_the_choice_is_seen_and_refusals_say_why():
 
 
 @given(st.integers(1, 1024), st.integers(1, 128), st.integers(1, 2048), st.sampled_from([2, 4]), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_tiles_cover_the_shape(k, hidden, d, itemsize, linear):
     for target in (HOPPER, INTERPRETER):
         tiles = configs.tiles(k, k if linear else hidden, d, itemsize, target, linear=linear)
