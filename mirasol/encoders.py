@@ -46,15 +46,16 @@ class TubeEmbedding(nn.Module):
         config, dtype = self.config, self.missing.dtype
         frames = config.frames_per_chunk if video.shape[2] > 1 else 1
         chunks = rearrange(video, "b c (t f) h w -> (b t) c f h w", f=frames)
-        size = chunks.shape[2:]
+        height, width = chunks.shape[3:]
         used = fitting(self.tubes, frames)
         pixels = extract_tubes(
             chunks, [self.tubes[i].fine for i in used], mean=config.pixel_mean, std=config.pixel_std, dtype=dtype
         )
         tokens = torch.cat(
-            [self.tubes[i].join(self._project(i, x), *size) for i, x in zip(used, pixels, strict=True)], dim=1
+            [self.tubes[i].join(self._project(i, x), frames, height, width) for i, x in zip(used, pixels, strict=True)],
+            dim=1,
         )
-        centres = torch.cat([self.tubes[i].centres(*size, device=tokens.device) for i in used])
+        centres = torch.cat([self.tubes[i].centres(frames, height, width, tokens.device) for i in used])
         positions = sincos(centres, config.encoder_dim).to(tokens.dtype)
         tokens = tokens.unflatten(0, (video.shape[0], -1))
         return _present_or_missing(tokens, present, self.missing) + positions

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirasol.tokenizer import (
@@ -80,6 +80,7 @@ def sentencepiece_tokenizer():
     return SentencePieceTokenizer(sentencepiece.SentencePieceProcessor(model_proto=model.getvalue()))
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_bytes_round_trip(text):
     tokenizer = ByteTokenizer()

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirasol.kernels.attention import configs, search
@@ -26,6 +26,7 @@ widths = st.integers(1, configs.MOST_WIDTH)
 targets = st.sampled_from(TARGETS)
 
 
+@settings(deadline=None)
 @given(st.sampled_from(KERNELS), widths, st.sampled_from([2, 4]), targets, st.booleans(), st.booleans(), st.booleans())
 def test_every_call_has_a_tile(
     kernel: str, width: int, itemsize: int, target: Target, masked: bool, tma: bool, flat: bool
@@ -46,6 +47,7 @@ def test_every_row_says_where_it_comes_from() -> None:
             assert all(tile.source == "compiled" or tile.source.startswith("measured on") for tile in rows.values())
 
 
+@settings(deadline=None)
 @given(widths)
 def test_padding_is_the_least_that_fits(width: int) -> None:
     padded = configs.padded_width(width)
@@ -89,6 +91,7 @@ def test_pinned_tiles_hold_inside_the_block_only() -> None:
     assert configs.tile(configs.FORWARD, 64, 2, HOPPER, masked=True, tma=True) == before
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4096), st.integers(0, 10**6), targets)
 def test_keys_are_split_only_where_the_device_would_idle(programs: int, key_tiles: int, target: Target) -> None:
     splits = configs.splits(programs, key_tiles, target)

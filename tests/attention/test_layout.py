@@ -58,7 +58,7 @@ def test_runs_and_plan_equal_the_dense_mask(case: Case) -> None:
     assert visible_pairs(case.n_q, case.n_k, **case.layout) == dense.sum()
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from([None, 5, 16]))
 def test_random_layouts_equal_the_dense_mask(seed: int, most_rows: int | None) -> None:
     case = random_case(random.Random(seed))
@@ -68,7 +68,7 @@ def test_random_layouts_equal_the_dense_mask(seed: int, most_rows: int | None) -
     assert visible_pairs(case.n_q, case.n_k, **case.layout) == dense.sum()
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(300, 1500), st.integers(1, 200), st.sampled_from([None, 1, 3, 40]), st.integers(0, 2), st.booleans())
 def test_large_layouts_equal_the_dense_mask(n: int, chunk: int, window: int | None, sinks: int, causal: bool) -> None:
     case = Case("large", n, n, {"q_chunk": chunk, "window": window, "sinks": sinks, "causal": causal})
@@ -146,7 +146,7 @@ def test_tables_equal_the_dense_mask(case: Case) -> None:
     check_tables(case)
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(st.integers(0, 2**32))
 def test_tables_of_random_layouts_equal_the_dense_mask(seed: int) -> None:
     check_tables(random_case(random.Random(seed)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirasol.kernels.combiner.configs import (
@@ -28,6 +28,7 @@ targets = st.sampled_from(TARGETS)
 sizes = st.integers(1, 1 << 20)
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 8192), st.sampled_from([2, 4]), st.booleans(), targets)
 def test_forward_tile_is_one_of_its_table_and_shares_columns_among_no_more_programs_than_tiles(
     rows, d_out, element_size, aligned, target
@@ -40,6 +41,7 @@ def test_forward_tile_is_one_of_its_table_and_shares_columns_among_no_more_progr
     assert any(tile in tiles for tiles in FORWARD_TILES.values()) if aligned else tile == UNALIGNED_TILE
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 8192), st.booleans(), targets)
 def test_folded_tile_is_one_of_its_table(rows, d_out, aligned, target):
     tile = folded_tile(rows, d_out, 2, aligned, target)
@@ -71,6 +73,7 @@ def test_forward_tile_at_the_shapes_of_the_model():
     assert chosen(65536)[:2] == (128, 256)
 
 
+@settings(deadline=None)
 @given(sizes, st.integers(1, 1024), st.integers(0, 1 << 24), st.integers(1, 4096), targets)
 def test_backward_rows_hold_a_row_and_bound_the_partial_sums(kept, chunks, dropped, d, target):
     config = backward_rows(kept, chunks, dropped, d, target)

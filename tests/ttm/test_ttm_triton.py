@@ -11,6 +11,7 @@ from ttm_helpers import convert, leaves, token_learner_params
 from mirasol.kernels import ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.kernels.core.device import INTERPRETER, Target
 from mirasol.kernels.ttm import configs, ops, triton_launch
+from mirasol.kernels.ttm.summaries import fold
 from tolerance import assert_close, assert_within_budget
 
 HOPPER = Target(arch=90, kind="cuda", multiprocessors=132, shared_memory=232448)
@@ -145,6 +146,21 @@ def test_linear_scores_equal_the_naive_form(case, dtype):
         assert_close(name, a, b, rtol=rtol)
     for i, (a, b) in enumerate(zip(*grads, strict=True)):
         assert_close(f"gradient {i} {list(b.shape)}", a, b, rtol=10 * rtol)
+
+
+@pytest.mark.parametrize("dtype", [pytest.param(torch.float64, marks=needs_interpreter), torch.float32])
+def test_folding_in_one_kernel_equals_the_formula(dtype):
+    params = to_device(convert(token_learner_params(37, 3, hidden=5), dtype))
+    wanted, results = leaves(params)[:4], []
+    for backend in ("triton", "torch"):
+        folded = fold(params, backend)
+        grads = torch.autograd.grad(folded.w1.sin().sum() + folded.b1.cos().sum(), wanted)
+        results.append([*folded, *grads])
+    for i, (a, b) in enumerate(zip(*results, strict=True)):
+        assert_close(f"result {i} {list(b.shape)}", a, b, rtol=1e-12 if dtype == torch.float64 else 1e-5)
+    detached = [p.detach() for p in params[:4]]
+    torch.library.opcheck(ops.ttm_fold, detached)
+    torch.library.opcheck(ops.ttm_fold_backward, [*ops.ttm_fold(*detached), *detached[:3]])
 
 
 def test_unwanted_source_gradients_are_not_computed():
@@ -282,7 +298,7 @@ def test_the_choice_is_seen_and_refusals_say_why():
 
 
 @given(st.integers(1, 1024), st.integers(1, 128), st.integers(1, 2048), st.sampled_from([2, 4]), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_tiles_cover_the_shape(k, hidden, d, itemsize, linear):
     for target in (HOPPER, INTERPRETER):
         tiles = configs.tiles(k, k if linear else hidden, d, itemsize, target, linear=linear)

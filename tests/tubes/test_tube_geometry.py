@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mirasol.kernels import TUBEVIT_TUBES, Tube, check_tubes, tube_centres, tube_grid
@@ -13,6 +13,7 @@ triples = st.tuples(*[st.integers(1, 6)] * 3)
 tubes = st.builds(Tube, triples, triples, st.tuples(*[st.integers(0, 4)] * 3))
 
 
+@settings(deadline=None)
 @given(tube=tubes, clip=st.tuples(*[st.integers(1, 14)] * 3))
 def test_grid_counts_the_windows_that_fit(tube, clip):
     expected = tuple(
@@ -21,6 +22,7 @@ def test_grid_counts_the_windows_that_fit(tube, clip):
     assert tube_grid(tube, *clip) == expected
 
 
+@settings(deadline=None)
 @given(tube=tubes, clip=st.tuples(*[st.integers(1, 14)] * 3))
 def test_centres_are_the_means_of_covered_indices(tube, clip):
     grid = tube_grid(tube, *clip)
