@@ -55,7 +55,7 @@ def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target, *, linear:
     """Tiles for K = `k` summary tokens, J = `hidden`, width `d` and an element size in bytes.
 
     Where rows of a product are summary tokens they are at least 64, the least that a warp group multiplies, and at
-    most 128. With `linear` scores J = K, and J too is taken in blocks.
+    most 128; in float32 32, which keeps registers free. With `linear` scores J = K, and J too is taken in blocks.
     """
     if target.kind == "interpreter":
         small, rows = Tile(16, 32, 4, 1), min(64, padded(k))
@@ -65,7 +65,7 @@ def tiles(k: int, hidden: int, d: int, itemsize: int, target: Target, *, linear:
     rows = min(64 if older else 128, padded(k, 64))
     if itemsize == 4:  # products of float32 by FMA: small tiles
         layer, small = Tile(32, 32, 8, 1), Tile(16, 32, 8, 1)
-        return Tiles(64, 64 if linear else width, layer, Tile(16, 64, 8, 1), Tile(16, 16, 8, 1), small, layer, small)
+        return Tiles(32, 64 if linear else width, layer, Tile(16, 64, 8, 1), layer, small, layer, small)
     wide = min(128, padded(d, 64))
     large = max(rows, width) > 64
     return Tiles(

@@ -64,7 +64,7 @@ def forward(
     with on_device(w1):
         fold_fwd_kernel[(hidden,)](
             norm_weight, norm_bias, w1, b1, folded_w1, folded_b1,
-            D=d, BD=triton.next_power_of_2(d), ACC=_acc(w1), num_warps=4,
+            D=d, BD=triton.next_power_of_2(d), ACC=_acc(w1), num_warps=8,
         )  # fmt: skip
     return folded_w1, folded_b1
 

@@ -1,26 +1,68 @@
-"""The summary's kernels compiled through the public functions: no spills, shared memory, matrix units."""
+"""The summaries' kernels compiled through the public functions: no spills, shared memory, matrix units, budget.
+
+Registers and shared memory stay within `ttm_budget.json`, which holds what each reviewed version of Triton gives and is
+to be read when it changes: `python tests/aot/test_ttm.py` writes the part of the installed version anew.
+"""
 
 from __future__ import annotations
 
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
 import pytest
 import torch
+import triton
 
-from harness import SHARED_MEMORY, Kernel, compile_only, resources
-from mirasol.kernels import TokenLearnerParams, ttm_read, ttm_scan, ttm_write
+from harness import SHARED_MEMORY, Kernel, Resources, compile_only, resources
+from mirasol.kernels import LatentQueryParams, MeanPoolParams, TokenLearnerParams, ttm_read, ttm_scan, ttm_write
+from mirasol.kernels.ttm.configs import pools_latent_queries
 
+BUDGET_FILE = Path(__file__).with_name("ttm_budget.json")
+VERSION = ".".join(triton.__version__.split(".")[:2])
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRODUCTS = {
     "summary_hidden_fwd_kernel",
     "summary_pool_fwd_kernel",
     "summary_bwd_scores_kernel",
+    "summary_bwd_hidden_kernel",
     "summary_bwd_tokens_kernel",
     "summary_bwd_w1_kernel",
     "summary_bwd_w2_kernel",
 }
-ROWS = {"summary_merge_fwd_kernel", "summary_bwd_rows_kernel"}
-CASES = [  # d, n, s, r, dtype
-    (768, 448, 96, 32, torch.bfloat16),
-    (1024, 390, 96, 64, torch.float16),
-    (2048, 294, 128, 16, torch.bfloat16),
+LAYER_TWO = {"summary_bwd_hidden_kernel", "summary_bwd_w2_kernel"}  # what linear scores do not have
+SHAPING = ("D", "J", "K", "JA", "SOURCES", "POSITIONS", "CARRY", "SPLIT", "SPLITS", "LINEAR")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Calls ("read", "write", "scan", "latent", "mean") on one target, forward and backward."""
+
+    target: str
+    dtype: str
+    calls: str
+    d: int
+    n: int
+    s: int
+    r: int
+    positions: bool = False
+
+    def __str__(self) -> str:
+        places = "-positions" if self.positions else ""
+        return f"{self.target}-{self.dtype}-{self.calls.replace(' ', '+')}-d{self.d}-s{self.s}-r{self.r}{places}"
+
+
+CASES = [  # every target, dtype, width, memory size and read size; the layers of one summary and of two side by side
+    Case("sm_90", "bf16", "read write", 768, 448, 96, 32),
+    Case("sm_90", "bf16", "scan", 1024, 1176, 512, 64),
+    Case("sm_90", "fp16", "latent mean", 2048, 294, 128, 16, positions=True),
+    Case("sm_90", "fp32", "write", 768, 448, 128, 16),
+    Case("sm_80", "bf16", "scan", 768, 448, 96, 32),
+    Case("sm_80", "fp16", "write", 2048, 294, 512, 16, positions=True),
+    Case("sm_80", "fp32", "read mean", 1024, 448, 512, 64),
+    Case("sm_100", "bf16", "scan", 1024, 390, 512, 64),
+    Case("sm_100", "fp16", "latent", 768, 448, 96, 32, positions=True),
 ]
 
 
@@ -28,68 +70,136 @@ def empty(*shape: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device="meta", requires_grad=True)
 
 
-def params(d: int, k: int, positions: int, dtype: torch.dtype, hidden: int = 64) -> TokenLearnerParams:
+def learner(d: int, k: int, positions: int, dtype: torch.dtype, hidden: int = 64) -> TokenLearnerParams:
     shapes = ((d,), (d,), (hidden, d), (hidden,), (k, hidden), (k,))
     place = empty(positions, d, dtype=dtype) if positions else None
     return TokenLearnerParams(*[empty(*shape, dtype=dtype) for shape in shapes], place)
 
 
-def compiled(target: str, d: int, n: int, s: int, r: int, dtype: torch.dtype, positions: bool) -> list[Kernel]:
-    """Forward and backward of a read, a write and, without positions, of a scan."""
-    B, T = 2, 2
+def latent(d: int, k: int, positions: int, dtype: torch.dtype, heads: int = 8) -> LatentQueryParams:
+    tensors = [empty(k, d, dtype=dtype)]
+    for _ in range(4):
+        tensors += [empty(d, d, dtype=dtype), empty(d, dtype=dtype)]
+    return LatentQueryParams(*tensors, heads=heads, positions=empty(positions, d, dtype=dtype) if positions else None)
+
+
+def compiled(case: Case) -> list[Kernel]:
+    """The kernels that the calls launch, each specialisation once."""
+    B, T, dtype, d, n, s, r = 4, 2, DTYPES[case.dtype], case.d, case.n, case.s, case.r
     memory, inputs, outputs = (empty(B, p, d, dtype=dtype) for p in (s, n, r))
-    read, write = params(d, r, (s + n) * positions, dtype), params(d, s, (s + n + r) * positions, dtype)
-    with compile_only(target) as kernels:
-        ttm_read(memory, inputs, read, backend="triton").sum().backward()
-        ttm_write(memory, outputs, inputs, write, backend="triton").sum().backward()
-        if not positions:
+    places = case.positions
+    read, write = learner(d, r, (s + n) * places, dtype), learner(d, s, (s + n + r) * places, dtype)
+    with compile_only(case.target) as kernels:
+        if "read" in case.calls:
+            ttm_read(memory, inputs, read, backend="triton").sum().backward()
+        if "write" in case.calls:
+            ttm_write(memory, outputs, inputs, write, backend="triton").sum().backward()
+        if "scan" in case.calls:
             chunks = empty(B, T, n, d, dtype=dtype)
             found, last = ttm_scan(memory, chunks, read, torch.tanh, write, form="parallel", backend="triton")
             (found.sum() + last.sum()).backward()
+        if "latent" in case.calls:
+            queries = latent(d, 16, (s + n) * places, dtype)
+            assert pools_latent_queries(queries)
+            ttm_read(memory, inputs, queries, backend="triton").sum().backward()
+        if "mean" in case.calls:
+            means = MeanPoolParams(r, empty(s + n, d, dtype=dtype) if places else None)
+            ttm_read(memory, inputs, means, backend="triton").sum().backward()
     unique = {(k.name, k.compiled.hash): k for k in kernels}
     return list(unique.values())
 
 
-def check(kernel: Kernel, target: str) -> None:
-    found = resources(kernel)
+def key_of(kernel: Kernel, dtype: str) -> str:
+    shape = " ".join(f"{name}{int(kernel.options[name])}" for name in SHAPING if name in kernel.options)
+    return f"{kernel.target} {dtype} {kernel.name.removesuffix('_kernel')} {shape}"
+
+
+def measure(case: Case) -> dict[str, list[tuple[Kernel, Resources]]]:
+    """By key; kernels that differ in how their arguments divide share one."""
+    found: dict[str, list[tuple[Kernel, Resources]]] = {}
+    for kernel in compiled(case):
+        found.setdefault(key_of(kernel, case.dtype), []).append((kernel, resources(kernel)))
+    return found
+
+
+def check(kernel: Kernel, found: Resources, dtype: str) -> None:
+    """What must hold of every kernel."""
     where = f"{kernel.name} {kernel.options}"
     assert found.spills == 0, f"{where}: {found.spills} spills"
     assert found.stack == 0, f"{where}: {found.stack} bytes of stack"
-    assert found.shared <= SHARED_MEMORY[target], f"{where}: {found.shared} bytes of shared memory"
-    if kernel.name in PRODUCTS:
-        units = {"sm_80": found.mma, "sm_90": found.wgmma, "sm_100": found.tcgen05 + found.mma}
-        assert units[target] > 0, f"{where}: no matrix instructions"
-        if target == "sm_90":
-            assert found.mma == 0, f"{where}: {found.mma} products on the older matrix instructions"
+    assert found.shared <= SHARED_MEMORY[kernel.target], f"{where}: {found.shared} bytes of shared memory"
+    if kernel.name not in PRODUCTS or dtype == "fp32":
+        return
+    units = {"sm_80": found.mma, "sm_90": found.wgmma, "sm_100": found.tcgen05 + found.mma}
+    assert units[kernel.target] > 0, f"{where}: no matrix instructions"
+    if kernel.target == "sm_90":
+        assert found.mma == 0, f"{where}: {found.mma} products on the older matrix instructions"
 
 
-@pytest.mark.parametrize(("d", "n", "s", "r", "dtype"), CASES)
-def test_hopper(d, n, s, r, dtype):
-    kernels = compiled("sm_90", d, n, s, r, dtype, positions=False)
-    assert {k.name for k in kernels} >= PRODUCTS | {"summary_bwd_rows_kernel"}
-    for kernel in kernels:
-        check(kernel, "sm_90")
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_kernels_compile_within_their_budget(case: Case) -> None:
+    budgets = json.loads(BUDGET_FILE.read_text()).get(VERSION)
+    found = measure(case)
+    names = {kernel.name for same in found.values() for kernel, _ in same}
+    learns = any(call in case.calls for call in ("read", "write", "scan"))
+    assert names >= (PRODUCTS if learns else PRODUCTS - LAYER_TWO)
+    assert {"summary_bwd_rows_kernel", "summary_bwd_sums_kernel"} <= names
+    assert ({"fold_fwd_kernel", "fold_bwd_kernel"} <= names) == learns
+    assert ({"mean_fwd_kernel", "mean_bwd_kernel"} <= names) == ("mean" in case.calls)
+    for key, same in found.items():
+        for kernel, used in same:
+            check(kernel, used, case.dtype)
+            if budgets is not None:  # other versions of Triton have no reviewed figures: the hard limits above hold
+                registers, shared = budgets[key]
+                assert used.registers <= registers, f"{key}: {used.registers} registers, budget {registers}"
+                assert used.shared <= shared, f"{key}: {used.shared} bytes of shared memory, budget {shared}"
 
 
-@pytest.mark.parametrize("target", ["sm_80", "sm_90", "sm_100"])
-def test_positions_and_other_targets(target):
-    for kernel in compiled(target, 768, 448, 96, 32, torch.bfloat16, positions=True):
-        check(kernel, target)
+def test_many_latent_queries_attend_to_projected_keys_and_values() -> None:
+    memory, inputs = empty(2, 96, 768, dtype=torch.bfloat16), empty(2, 448, 768, dtype=torch.bfloat16)
+    queries = latent(768, 96, 0, torch.bfloat16)
+    assert not pools_latent_queries(queries)
+    with compile_only("sm_90") as kernels:
+        ttm_read(memory, inputs, queries, backend="triton").sum().backward()
+    names = [kernel.name for kernel in kernels]
+    assert names.count("attention_fwd_kernel") == 2  # one a source, none of them the size of the weights
+    assert "attention_bwd_dkdv_kernel" in names
+    assert not any(name.startswith("summary") for name in names)
 
 
-def test_float32_on_hopper():
-    for kernel in compiled("sm_90", 768, 448, 96, 32, torch.float32, positions=False):
-        found = resources(kernel)
-        assert (found.spills, found.stack) == (0, 0), kernel.name
-
-
-def test_lengths_compile_nothing_new():
-    names = []
-    read = params(768, 32, 0, torch.bfloat16)
-    for n in (17, 294, 448, 449, 667, 1176):
-        memory, inputs = empty(2, 96, 768, dtype=torch.bfloat16), empty(2, n, 768, dtype=torch.bfloat16)
+def test_lengths_and_splits_compile_nothing_new() -> None:
+    forms: dict[str, set[str]] = {}
+    read = learner(768, 32, 0, torch.bfloat16)
+    for batch, n in ((2, 17), (1, 294), (3, 448), (8, 449), (2, 667), (2, 1176)):
+        memory, inputs = (empty(batch, p, 768, dtype=torch.bfloat16) for p in (96, n))
         with compile_only("sm_90") as kernels:
             ttm_read(memory, inputs, read, backend="triton").sum().backward()
-        names += [(k.name, k.compiled.hash) for k in kernels]
-    for name in PRODUCTS | ROWS:
-        assert len({h for kind, h in names if kind == name}) <= 6, name
+        for kernel in kernels:
+            forms.setdefault(kernel.name, set()).add(kernel.compiled.hash)
+    assert set(forms) >= PRODUCTS
+    for name in PRODUCTS:
+        assert len(forms[name]) == 1, f"{name}: {len(forms[name])} forms"
+
+
+def write_budget() -> None:
+    """Write what the installed Triton gives; to be read before it is committed."""
+    budgets = json.loads(BUDGET_FILE.read_text()) if BUDGET_FILE.exists() else {}
+    rows: dict[str, list[int]] = {}
+    for case in CASES:
+        for key, same in measure(case).items():
+            used = [resource for _, resource in same]
+            worst = [max(found.registers for found in used), max(found.shared for found in used)]
+            rows[key] = [max(pair) for pair in zip(worst, rows.get(key, worst), strict=True)]
+            note = "  DOES NOT FIT" if any(found.spills or found.stack for found in used) else ""
+            sys.stdout.write(f"{key}: {rows[key][0]} registers, {rows[key][1]} bytes{note}\n")
+            sys.stdout.flush()
+    budgets[VERSION] = dict(sorted(rows.items()))
+    parts = []
+    for version, kept in sorted(budgets.items()):
+        lines = ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in kept.items())
+        parts.append(f'  "{version}": {{\n{lines}\n  }}')
+    BUDGET_FILE.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
+if __name__ == "__main__":
+    write_budget()
