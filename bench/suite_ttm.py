@@ -1,6 +1,7 @@
 """Token Turing Machine operators against eager PyTorch written as the official code is, and the same compiled.
 
-Every variant runs the same process unit, of the same weights; only reading, writing and the recurrence differ.
+Every variant runs the same process unit, of the same weights; only reading, writing and the recurrence differ. "scan"
+has a Transformer layer as process unit, "recurrence" a tanh, so that what differs is not hidden behind what does not.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def cases(settings: Settings) -> list[Case]:
     stream = SCANS["quick"][0] if settings.effort == "quick" else SCANS["cpu"][0]
     found = [
         Case(f"{op} {shape.name} {mode}", partial(_operator, op, shape, mode))
-        for op, shapes in (("read", ones), ("write", ones), ("scan", scans))
+        for op, shapes in (("read", ones), ("write", ones), ("scan", scans), ("recurrence", scans))
         for shape in dict.fromkeys(shapes)
         for mode in modes
     ]
@@ -103,7 +104,7 @@ class _Work:
     """Tensors of a shape, and the ways to use them: forward(memory, inputs, outputs, *parameters)."""
 
     shape: Shape
-    process: ViT
+    process: Callable[[Tensor], Tensor]
 
     def ours(self, op: str, backend: Any, memory: Tensor, inputs: Tensor, outputs: Tensor, *weights: Tensor) -> Tensor:
         read, write = (TokenLearnerParams(*weights[i : i + 7]) for i in (0, 7))
@@ -145,13 +146,14 @@ def _summary(
 
 def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]:
     dtype = settings.dtype or (torch.bfloat16 if settings.device.type == "cuda" else torch.float32)
-    work, inputs = _Work(shape, _process(shape, settings, dtype)), _tensors(shape, settings, dtype)
+    work, inputs = _Work(shape, _process(op, shape, settings, dtype)), _tensors(shape, settings, dtype)
     used = _used(op, mode)
     graded = [t.requires_grad_(mode != "fwd" and i in used) for i, t in enumerate(inputs)]
     size = (shape.read, shape.memory)[op == "write"]
-    out_shape = (shape.batch, shape.chunks, size, shape.dim) if op == "scan" else (shape.batch, size, shape.dim)
+    in_loop = op in ("scan", "recurrence")
+    out_shape = (shape.batch, shape.chunks, size, shape.dim) if in_loop else (shape.batch, size, shape.dim)
     grad = settings.randn(*out_shape, dtype=dtype, seed=99)
-    exact_work = _Work(shape, _process(shape, settings, torch.float64))
+    exact_work = _Work(shape, _process(op, shape, settings, torch.float64))
 
     def wrap(forward: Callable[..., Tensor], tensors: list[Tensor], grad: Tensor) -> Callable[[], Any]:
         def of_used(*chosen: Tensor) -> Tensor:
@@ -173,7 +175,7 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
         """The loop over chunks around a compiled step: compiling the loop itself takes minutes and again for each T."""
         return wrap(lambda memory, inputs, outputs, *rest: work.loop(step, memory, inputs, *rest), graded, grad)
 
-    if op == "scan":
+    if in_loop:
         fast = compiled(f"{EAGER}, compiled", work.step, graded, settings, wrap=looped)
     else:
         fast = compiled(f"{EAGER}, compiled", eager, graded, settings, wrap=lambda f: wrap(f, graded, grad))
@@ -199,7 +201,7 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
         ),
         settings,
     )
-    if op == "scan" and settings.device.type == "cuda":
+    if in_loop and settings.device.type == "cuda":
         for row in rows:
             if row.impl in calls and row.status == "ok":
                 row.detail["launches_per_chunk"] = launches(calls[row.impl]()) / shape.chunks
@@ -209,7 +211,7 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
 def _used(op: str, mode: str) -> list[int]:
     """Places in (memory, inputs, outputs, read weights, write weights) that the operator looks at."""
     reading, writing = list(range(3, 10)), list(range(10, 17))
-    return {"read": [0, 1, *reading], "write": [0, 1, 2, *writing], "scan": [0, 1, *reading, *writing]}[op]
+    return {"read": [0, 1, *reading], "write": [0, 1, 2, *writing]}.get(op, [0, 1, *reading, *writing])
 
 
 def _flops(op: str, shape: Shape, mode: str) -> int | None:
@@ -223,13 +225,14 @@ def _flops(op: str, shape: Shape, mode: str) -> int | None:
     s, n, r = shape.memory, shape.tokens, shape.read
     read, write = (cost.summary(config, parts, k, shape.chunks) for parts, k in (([s, n], r), ([s, n, r], s)))
     process = shape.chunks * cost.block(r, shape.dim, r * r, 4)
-    return shape.batch * {"read": read, "write": write, "scan": read + write + process}[op]
+    work = {"read": read, "write": write, "scan": read + write + process, "recurrence": read + write}
+    return shape.batch * work[op]
 
 
 def _bytes(op: str, shape: Shape, mode: str, dtype: torch.dtype) -> int:
     """What must move: every source read once and the result written once; backward, as much again and the gradients."""
     s, n, r = shape.memory, shape.tokens, shape.read
-    tokens = {"read": s + n + r, "write": s + n + r + s, "scan": n + r}[op]
+    tokens = {"read": s + n + r, "write": s + n + r + s}.get(op, n + r)
     times = {"fwd": 1, "bwd": 2, "fwd+bwd": 3}[mode]
     return times * shape.batch * shape.chunks * tokens * shape.dim * dtype.itemsize
 
@@ -238,7 +241,9 @@ def _heads(shape: Shape) -> int:
     return max(1, shape.dim // 64)
 
 
-def _process(shape: Shape, settings: Settings, dtype: torch.dtype) -> ViT:
+def _process(op: str, shape: Shape, settings: Settings, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    if op == "recurrence":
+        return torch.tanh
     torch.manual_seed(0)
     vit = ViT(shape.dim, 1, _heads(shape), 4, NORM_EPS)
     vit.apply(init_weights)
@@ -302,7 +307,7 @@ def _stream(shape: Shape, settings: Settings) -> list[Row]:
     dtype = settings.dtype or torch.float32
     memory, inputs, _, *weights = _tensors(shape, settings, dtype)
     read, write = (TokenLearnerParams(*weights[i : i + 7]) for i in (0, 7))
-    process = _process(shape, settings, dtype)
+    process = _process("scan", shape, settings, dtype)
     marks = (4, 8) if settings.effort == "quick" else STREAM_MARKS
     states = {}
 
