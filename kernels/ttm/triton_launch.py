@@ -345,7 +345,7 @@ def _sum_parts(
         *grads[:2], *_three(of_second[:count])[:2], *_three(of_second[count:])[:2],
         parts_w1.shape[0], 0 if parts_w2 is None else parts_w2.shape[0], sums_b1.shape[0], sums_b2.shape[0],
         D=d, J=j, K=k, LINEAR=call.linear, **call.first_summary(), BD=triton.next_power_of_2(d),
-        BJ=triton.next_power_of_2(j), BB=32, ACC=call.constants()["ACC"], num_warps=4,
+        BJ=triton.next_power_of_2(j), BB=32, ACC=call.constants()["ACC"], num_warps=8,
     )  # fmt: skip
     return grads
 
