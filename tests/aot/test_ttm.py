@@ -144,7 +144,8 @@ def test_kernels_compile_within_their_budget(case: Case) -> None:
     learns = any(call in case.calls for call in ("read", "write", "scan"))
     assert names >= (PRODUCTS if learns else PRODUCTS - LAYER_TWO)
     assert {"summary_bwd_rows_kernel", "summary_bwd_sums_kernel"} <= names
-    assert ({"fold_fwd_kernel", "fold_bwd_kernel"} <= names) == learns
+    folds = "read" in case.calls or "write" in case.calls  # a scan folds once, in PyTorch, to sum gradients in float32
+    assert ({"fold_fwd_kernel", "fold_bwd_kernel"} <= names) == folds
     assert ({"mean_fwd_kernel", "mean_bwd_kernel"} <= names) == ("mean" in case.calls)
     for key, same in found.items():
         for kernel, used in same:
