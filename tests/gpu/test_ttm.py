@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mirasol.kernels import TokenLearnerParams, ttm_read, ttm_scan, ttm_step, ttm_write
+from mirasol.kernels import (
+    LatentQueryParams,
+    MeanPoolParams,
+    TokenLearnerParams,
+    ttm_read,
+    ttm_scan,
+    ttm_step,
+    ttm_write,
+)
 from tolerance import assert_within_budget
 
 pytestmark = pytest.mark.gpu
@@ -13,6 +21,7 @@ SHAPES = [  # B, s, n, r, d
     (4, 96, 448, 32, 768),
     (2, 96, 1176, 64, 1024),
     (2, 128, 294, 16, 2048),
+    (1, 512, 448, 64, 768),
     (1, 7, 33, 5, 100),
 ]
 
@@ -25,14 +34,22 @@ def learner(d, k, *, positions=0, hidden=64):
     return TokenLearnerParams(*tensors, place)
 
 
+def latent_queries(d, k, heads, positions):
+    shapes = ((k, d), *((d, d), (d,)) * 4)
+    tensors = [torch.randn(shape, device="cuda") / shape[-1] ** 0.5 for shape in shapes]
+    tensors[0] = tensors[0] * d**0.5
+    return LatentQueryParams(*tensors, heads, torch.randn(positions, d, device="cuda"))
+
+
 def convert(value, dtype):
     if isinstance(value, tuple):
         return type(value)(*[convert(v, dtype) for v in value])
-    return None if value is None else value.detach().to(dtype).requires_grad_()
+    return value.detach().to(dtype).requires_grad_() if isinstance(value, torch.Tensor) else value
 
 
 def leaves(*values):
-    return [t for value in values for t in (value if isinstance(value, tuple) else (value,)) if t is not None]
+    flat = [t for value in values for t in (value if isinstance(value, tuple) else (value,))]
+    return [t for t in flat if isinstance(t, torch.Tensor)]
 
 
 def judge(call, args, dtype):
@@ -62,6 +79,18 @@ def test_read_and_write_in_16_bits(B, s, n, r, d, dtype, positions):
     judge(lambda a, backend: (ttm_read(*a, backend=backend),), [memory, inputs, read], dtype)
     write = learner(d, s, positions=(s + n + r) * positions)
     judge(lambda a, backend: (ttm_write(*a, backend=backend),), [memory, outputs, inputs, write], dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("k", "heads"), [(16, 8), (32, 12), (96, 12), (None, None)])
+def test_other_summaries_in_16_bits(k, heads, dtype):
+    """Latent queries that pool tokens (heads k < d) or attend to projected ones, and means (no heads)."""
+    B, s, n, d = 2, 96, 448, 768
+    memory, inputs = (torch.randn(B, p, d, device="cuda") for p in (s, n))
+    read = MeanPoolParams(32, torch.randn(s + n, d, device="cuda"))
+    if heads is not None:
+        read = latent_queries(d, k, heads, s + n)
+    judge(lambda a, backend: (ttm_read(*a, backend=backend),), [memory, inputs, read], dtype)
 
 
 @pytest.mark.parametrize("form", ["parallel", "stepwise"])
