@@ -1,59 +1,73 @@
 """The `torch` backend of the TokenLearner summary: PyTorch's operators, with a backward of fewer passes than theirs.
 
 Notation: v [B, p, d] tokens of all sources, positions added; x their LayerNorm without weight and bias; h = x w1^T + b1
-[B p, J] the hidden layer (norm weight and bias are folded into w1 and b1 by the caller, rows of w1 have mean zero);
+[B p, J] the hidden layer (norm weight and bias folded into w1 and b1, so that rows of w1 have mean zero);
 S [B, p, k] scores; A = softmax of S over the tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from ..core.numerics import accumulate_dtype
+from .fold import fold
+from .params import TokenLearnerParams
 from .partials import Partial
 
 NORM_EPS = 1e-6
 
 
-def summary(
-    sources: Sequence[torch.Tensor],
-    positions: torch.Tensor | None,
-    w1: torch.Tensor,
-    b1: torch.Tensor,
-    w2: torch.Tensor,
-    b2: torch.Tensor,
-    carry: Partial | None,
-    *,
-    want_lse: bool,
-) -> Partial:
-    """Summary of the sources, merged with a carried partial; lse is None where nobody wants it.
+class TokenLearner:
+    """TokenLearner v1.1 of parts of the tokens, see `partials.Summary`.
 
-    Shapes and meaning as in `ops.ttm_summary`, for one summary; positions [p, d] of the sources one behind the other.
+    Where nobody asks for gradients, or a compiler finds them, the formula runs as it stands.
     """
-    dtype = sources[0].dtype
-    arguments: tuple[Any, ...] = (w1.to(dtype), b1.to(dtype), w2, b2, positions, *sources)
-    # a compiler fuses the norm's backward by itself, and cannot trace all of ours where lengths are symbols
-    plain = torch.compiler.is_compiling() or not torch.is_grad_enabled()
-    pool = _pool if plain else _Summary.apply
-    out, lse, *_ = pool(want_lse or carry is not None, *arguments)
-    if carry is None or carry.lse is None:
-        return Partial(out, lse)
-    merged = torch.logaddexp(lse, carry.lse)
-    own, carried = ((part - merged).exp()[..., None].to(dtype) for part in (lse, carry.lse))
-    return Partial(out * own + carry.out * carried, merged)
+
+    def __init__(self, params: TokenLearnerParams, sizes: Sequence[int]) -> None:
+        self.positions, self.sizes = params.positions, list(sizes)
+        self.by_hand = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        norm, first = (params.norm_weight, params.norm_bias), (params.w1, params.b1)
+        if self.by_hand:  # without weight and bias PyTorch's norm takes twice as long on a CPU: these change nothing
+            norm = torch.ones_like(params.norm_weight), torch.zeros_like(params.norm_bias)
+            w1, b1 = fold(params)
+            first = w1.to(params.w1.dtype), b1.to(params.b1.dtype)
+        self.network = (*norm, *first, params.w2, params.b2)
+
+    def partial(self, parts: Mapping[int, torch.Tensor]) -> Partial:
+        return self._run(parts, want_lse=True)
+
+    def finish(self, parts: Mapping[int, torch.Tensor], carry: Partial | None = None) -> torch.Tensor:
+        own = self._run(parts, want_lse=carry is not None)
+        if carry is None or carry.lse is None or own.lse is None:
+            return own.out
+        merged = torch.logaddexp(own.lse, carry.lse)
+        first, second = ((lse - merged).exp()[..., None].to(own.out.dtype) for lse in (own.lse, carry.lse))
+        return own.out * first + carry.out * second
+
+    def _run(self, parts: Mapping[int, torch.Tensor], want_lse: bool) -> Partial:
+        pool = _Summary.apply if self.by_hand else _pool
+        return Partial(*pool(want_lse, *self.network, self._places(parts), *parts.values())[:2])
+
+    def _places(self, parts: Mapping[int, torch.Tensor]) -> torch.Tensor | None:
+        """Positions of these parts, one behind the other."""
+        if self.positions is None or len(parts) == len(self.sizes):
+            return self.positions
+        split = self.positions.split(self.sizes)
+        return torch.cat([split[part] for part in parts])
 
 
-def _pool(want_lse: bool, w1: Any, b1: Any, w2: Any, b2: Any, positions: Any, *sources: Any) -> tuple[Any, ...]:
+def _pool(
+    want_lse: bool, norm_weight: Any, norm_bias: Any, w1: Any, b1: Any, w2: Any, b2: Any, positions: Any, *sources: Any
+) -> tuple[Any, ...]:
     """out [B, k, d], lse [B, k] or None, and what backward needs: v, mean, 1 / deviation, h, gelu(h), A."""
     v = sources[0].contiguous() if len(sources) == 1 else torch.cat(sources, dim=1)
     v = v if positions is None else v + positions
     batch, p, d = v.shape
-    # weight and bias that change nothing: without them PyTorch's norm takes twice as long on a CPU
-    x, mean, rstd = torch.native_layer_norm(v, (d,), v.new_ones(d), v.new_zeros(d), NORM_EPS)
+    x, mean, rstd = torch.native_layer_norm(v, (d,), norm_weight, norm_bias, NORM_EPS)
     h = torch.addmm(b1, x.view(-1, d), w1.t())
     g = torch.nn.functional.gelu(h, approximate="tanh")
     scores = torch.addmm(b2, g, w2.t()).view(batch, p, -1).transpose(1, 2)
@@ -63,9 +77,13 @@ def _pool(want_lse: bool, w1: Any, b1: Any, w2: Any, b2: Any, positions: Any, *s
 
 
 class _Summary(torch.autograd.Function):
+    """`_pool` with folded weights."""
+
     @staticmethod
-    def forward(ctx: Any, want_lse: bool, w1: Any, b1: Any, w2: Any, b2: Any, positions: Any, *sources: Any) -> Any:
-        out, lse, *saved = _pool(want_lse, w1, b1, w2, b2, positions, *sources)
+    def forward(
+        ctx: Any, want_lse: bool, one: Any, zero: Any, w1: Any, b1: Any, w2: Any, b2: Any, positions: Any, *sources: Any
+    ) -> Any:
+        out, lse, *saved = _pool(want_lse, one, zero, w1, b1, w2, b2, positions, *sources)
         ctx.sizes = [source.shape[1] for source in sources]
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*saved, w1, b1, w2)
@@ -92,9 +110,9 @@ class _Summary(torch.autograd.Function):
         r = rstd.view(-1, 1).to(acc)
         scaled = (grad_h * r).to(v.dtype)
         grads = [torch.mm(scaled.t(), v.flatten(0, 1)), _sum(grad_h), torch.mm(grad_scores.t(), g), _sum(grad_scores)]
-        needed = ctx.needs_input_grad[5:]
+        needed = ctx.needs_input_grad[7:]
         if not any(needed):
-            return None, *grads, *([None] * len(needed))
+            return None, None, None, *grads, *([None] * len(needed))
         tilt = torch.linalg.vecdot(grad_h.to(acc), (h - b1).to(acc))[:, None].mul_(r).mul_(r).div_(d)
         grad_v = torch.bmm(weights.transpose(1, 2), grad_out)
         left = torch.cat([scaled, (tilt * mean.view(-1, 1)).to(v.dtype)], dim=1)
@@ -104,7 +122,7 @@ class _Summary(torch.autograd.Function):
         grad_positions = None
         if needed[0]:
             grad_positions = grad_v[0] if len(grad_v) == 1 else grad_v.sum(dim=0)
-        return None, *grads, grad_positions, *grad_v.split(ctx.sizes, dim=1)
+        return None, None, None, *grads, grad_positions, *grad_v.split(ctx.sizes, dim=1)
 
 
 def _sum(rows: torch.Tensor) -> torch.Tensor:

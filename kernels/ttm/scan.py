@@ -14,8 +14,9 @@ import torch
 from . import ops
 from .configs import size_refusals
 from .erase_add import EraseAdd
+from .fold import fold
 from .params import EraseAddParams, SummaryParams, TokenLearnerParams, WriteParams, summary_size
-from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, Summary, fold, prepare
+from .summaries import INPUTS, MEMORY, OUTPUTS, Partial, Summary, prepare
 
 Process = Callable[[torch.Tensor], torch.Tensor]
 

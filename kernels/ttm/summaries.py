@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import torch
 
-from ..core.numerics import accumulate_dtype
 from . import eager, ops
 from .configs import pools_latent_queries
+from .fold import fold
 from .latent_query import latent_query
 from .params import (
     EraseAddParams,
@@ -22,13 +21,13 @@ from .params import (
 )
 from .partials import INPUTS, MEMORY, OUTPUTS, Partial, Summary
 
-__all__ = ["INPUTS", "MEMORY", "OUTPUTS", "Partial", "Summary", "fold", "partial_size", "prepare"]
+__all__ = ["INPUTS", "MEMORY", "OUTPUTS", "Partial", "Summary", "partial_size", "prepare"]
 
 
 def prepare(params: SummaryParams, sizes: Sequence[int], backend: str) -> Summary:
     """The summary that `params` describe, for parts of `sizes` tokens in the order memory, inputs, outputs."""
     if isinstance(params, TokenLearnerParams):
-        return TokenLearner(params, sizes, backend)
+        return TokenLearner(params, sizes) if backend == "triton" else eager.TokenLearner(params, sizes)
     if isinstance(params, LatentQueryParams):
         return latent_query(params, sizes, backend)
     return MeanPool(params, sizes, backend)
@@ -43,47 +42,24 @@ def partial_size(params: WriteParams, backend: str) -> int:
     return summary_size(params)
 
 
-class Folded(NamedTuple):
-    """A score network with the LayerNorm's weight and bias folded into the first layer: w1 [J, d], b1 [J]."""
-
-    w1: torch.Tensor
-    b1: torch.Tensor
-
-
-def fold(params: TokenLearnerParams, backend: str = "torch") -> Folded:
-    """W1 (x g + c) + b1 = (W1 g) x + (W1 c + b1); rows of W1 g are centred, which is free as x has mean zero."""
-    if backend == "triton":
-        return Folded(*ops.Fold.apply(params.norm_weight, params.norm_bias, params.w1, params.b1))
-    acc = accumulate_dtype(params.w1.dtype)
-    w1 = params.w1.to(acc)
-    weighted = w1 * params.norm_weight.to(acc)
-    bias = params.b1.to(acc) + (w1 * params.norm_bias.to(acc)).sum(dim=-1)
-    return Folded(weighted - weighted.mean(dim=-1, keepdim=True), bias)
-
-
 class TokenLearner:
-    """TokenLearner v1.1, by the fused operator or in PyTorch."""
+    """TokenLearner v1.1 by the fused operator."""
 
-    def __init__(self, params: TokenLearnerParams, sizes: Sequence[int], backend: str) -> None:
-        self.folded = fold(params, backend)
+    def __init__(self, params: TokenLearnerParams, sizes: Sequence[int]) -> None:
+        self.folded = fold(params, "triton")
         self.w2, self.b2 = params.w2, params.b2
-        self.whole, self.count, self.backend = params.positions, len(sizes), backend
         self.positions = None if params.positions is None else params.positions.split(list(sizes))
 
     def partial(self, parts: Mapping[int, torch.Tensor]) -> Partial:
-        return self._run(parts, None, want_lse=True)
+        return self._run(parts, None)
 
     def finish(self, parts: Mapping[int, torch.Tensor], carry: Partial | None = None) -> torch.Tensor:
-        return self._run(parts, carry, want_lse=False).out
+        return self._run(parts, carry).out
 
-    def _run(self, parts: Mapping[int, torch.Tensor], carry: Partial | None, want_lse: bool) -> Partial:
-        sources = list(parts.values())
+    def _run(self, parts: Mapping[int, torch.Tensor], carry: Partial | None) -> Partial:
         positions = [] if self.positions is None else [self.positions[part] for part in parts]
-        if self.backend != "triton":
-            joined = self.whole if len(parts) == self.count or not positions else torch.cat(positions)
-            return eager.summary(sources, joined, *self.folded, self.w2, self.b2, carry, want_lse=want_lse)
         carried = (None, None) if carry is None else carry
-        return Partial(*ops.summary(sources, positions, *self.folded, [self.w2], [self.b2], *carried))
+        return Partial(*ops.summary(list(parts.values()), positions, *self.folded, [self.w2], [self.b2], *carried))
 
 
 class MeanPool:

@@ -11,7 +11,7 @@ from ttm_helpers import convert, leaves, token_learner_params
 from mirasol.kernels import ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.kernels.core.device import INTERPRETER, Target
 from mirasol.kernels.ttm import configs, ops, triton_launch
-from mirasol.kernels.ttm.summaries import fold
+from mirasol.kernels.ttm.fold import fold
 from tolerance import assert_close, assert_within_budget
 
 HOPPER = Target(arch=90, kind="cuda", multiprocessors=132, shared_memory=232448)
