@@ -12,10 +12,11 @@ $(READY): pyproject.toml constraints.txt setup.py
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,bench,dev]"
 	touch $@
 
-# Triton decides at import whether a kernel is interpreted or compiled: two processes.
-test: test-compiled test-interpreted
+# Triton decides at import whether a kernel is interpreted or compiled, and two versions of it are compiled for: three
+# processes, each of which keeps one core busy.
+test: $(READY) $(NEWEST)/.ready
+	$(MAKE) --jobs=3 --output-sync=target test-interpreted test-lowest test-newest
 
-# The compilers of the lowest and of the newest supported Triton, side by side: each keeps one core busy.
 test-compiled: $(READY) $(NEWEST)/.ready
 	$(MAKE) --jobs=2 --output-sync=target test-lowest test-newest
 
@@ -36,7 +37,7 @@ $(NEWEST)/.ready: $(READY) constraints-newest.txt
 	touch $@
 
 test-interpreted: $(READY)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
