@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 NEWEST := $(CURDIR)/build/triton-newest
 
-.PHONY: test test-interpreted test-compiled test-lowest test-newest test-newest-whole bench lint gpu clean
+.PHONY: test test-interpreted test-compiled test-lowest test-newest bench lint gpu clean
 
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -24,11 +24,9 @@ test-lowest: $(READY)
 	$(BIN)/python -c "import triton; print('Triton', triton.__version__)"
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -p no:cacheprovider tests/aot
 
-# Every kernel, width and target; float16 compiles to what bfloat16 does and is left to test-newest-whole.
-test-newest: CHOSEN := -k "not fp16 and (bfloat16 or not float16)"
-test-newest test-newest-whole: $(READY) $(NEWEST)/.ready
+test-newest: $(READY) $(NEWEST)/.ready
 	PYTHONPATH=$(NEWEST) $(BIN)/python -c "import triton; print('Triton', triton.__version__)"
-	TRITON_INTERPRET=0 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -p no:cacheprovider tests/aot $(CHOSEN)
+	TRITON_INTERPRET=0 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -p no:cacheprovider tests/aot
 
 # Beside the environment, not in it: the package has one version, and this one compiles only.
 $(NEWEST)/.ready: $(READY) constraints-newest.txt
