@@ -17,8 +17,7 @@ from ..core.numerics import accumulate_dtype
 from .fold import fold
 from .params import TokenLearnerParams
 from .partials import Partial
-
-NORM_EPS = 1e-6
+from .reference import NORM_EPS
 
 
 class TokenLearner:

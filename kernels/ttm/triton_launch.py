@@ -14,7 +14,7 @@ from mirasol.kernels.core.checks import expect
 from mirasol.kernels.core.device import interpreted, on_device, target
 from mirasol.kernels.core.numerics import accumulate_dtype
 from mirasol.kernels.ttm.configs import Tile, Tiles, pool_splits, splits, tiles
-from mirasol.kernels.ttm.eager import NORM_EPS
+from mirasol.kernels.ttm.reference import NORM_EPS
 from mirasol.kernels.ttm.triton_backward import (
     summary_bwd_hidden_kernel,
     summary_bwd_rows_kernel,
@@ -137,7 +137,7 @@ class Call:
 
 
 def summary_forward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `eager.summary_forward`, but that the norm's statistics [2, B, p] are kept in place of the weights."""
+    """Shapes and meaning as in `ops.ttm_summary`."""
     call = Call.of(*args)
     with on_device(call.first):
         hidden, stats = _hidden(call)
@@ -201,7 +201,7 @@ def summary_backward(
     carry_lse: torch.Tensor | None,
     source_grads: Sequence[bool],
 ) -> list[torch.Tensor]:
-    """As `eager.summary_backward`, from the norm's statistics; the weights are computed again."""
+    """Gradients in the order of `ops.ttm_summary_backward`; scores and weights are computed again."""
     call = Call.of(sources, positions, w1, b1, w2, b2, carry_out, carry_lse)
     wanted = [grad or bool(positions) for grad in source_grads]
     grad_out, grad_lse = grad_out.contiguous(), grad_lse.contiguous()
