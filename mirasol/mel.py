@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from mirasol.kernels.core.checks import FLOATS, describe, expect, expect_int
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 
 Scale = Literal["slaney", "htk"]
 Norm = Literal["slaney"] | None

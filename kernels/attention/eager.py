@@ -9,7 +9,7 @@ import torch
 from mirasol.kernels.attention.layout import Layout
 from mirasol.kernels.attention.plan import Block, Call, additive_mask, blind_rows, plan
 from mirasol.kernels.attention.tiles import attend, attend_backward
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 
 
 def merge_partials(

@@ -8,8 +8,8 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from mirasol.kernels.attention.layout import Layout, count_pairs, make_layout
-from mirasol.kernels.core.library import define
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
+from mirasol.kernels.core.registration import define
 
 _LAYOUT = (
     "SymInt q_chunk, SymInt k_chunk, Tensor? q_edges, Tensor? k_edges, Tensor? cu_q, Tensor? cu_k, "

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import torch
 
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 
 
 def chunked_attention_reference(

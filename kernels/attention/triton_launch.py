@@ -20,7 +20,7 @@ from mirasol.kernels.attention.triton_backward import (
 )
 from mirasol.kernels.attention.triton_forward import attention_combine_kernel, attention_fwd_kernel
 from mirasol.kernels.core.device import Target, on_device, target
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 
 _LOG2E = 1.4426950408889634
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from mirasol.kernels.combiner.chunks import take_last_m
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 
 
 def combiner_project(

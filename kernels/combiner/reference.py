@@ -6,7 +6,7 @@ import itertools
 
 import torch
 
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 
 
 def combiner_project(

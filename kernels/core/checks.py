@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -17,10 +19,15 @@ def describe(value: Any) -> str:
     return repr(value)
 
 
+def refuse(name: str, must: str, value: Any, error: type[Exception] = ValueError) -> NoReturn:
+    """Raise "`name` must `must`, was `value`"."""
+    raise error(f"{name} must {must}, was {describe(value)}")
+
+
 def expect(condition: bool, name: str, must: str, value: Any) -> None:
     """Raise ValueError unless `condition`: "`name` must `must`, was `value`"."""
     if not condition:
-        raise ValueError(f"{name} must {must}, was {describe(value)}")
+        refuse(name, must, value)
 
 
 def expect_tensor(
@@ -41,34 +48,48 @@ def expect_tensor(
     """
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, was {type(value).__name__}")
-    layouts = [dims] if isinstance(dims, str) else list(dims)
-    if value.ndim not in {len(layout.split()) for layout in layouts}:
+    layouts = (dims,) if isinstance(dims, str) else dims
+    if value.ndim not in [layout.count(" ") + 1 for layout in layouts]:
         shapes = " or ".join(f"[{', '.join(layout.split())}]" for layout in layouts)
-        raise ValueError(f"{name} must be {shapes}, was {describe(value)}")
+        refuse(name, f"be {shapes}", value)
     if value.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-        raise TypeError(f"{name} must be of dtype {names}, was {describe(value)}")
+        refuse(name, f"be of dtype {names}", value, TypeError)
     if like is not None:
         if value.dtype != like.dtype:
-            raise ValueError(f"{name} must be {like.dtype} like the other tensors, was {describe(value)}")
+            refuse(name, f"be {like.dtype} like the other tensors", value)
         if value.device != like.device:
-            raise ValueError(f"{name} must be on {like.device} like the other tensors, was {describe(value)}")
-
-
-def expect_number(name: str, value: Any) -> None:
-    """Check a plain int or float."""
-    if not isinstance(value, int | float | torch.SymInt | torch.SymFloat) or isinstance(value, bool):
-        raise TypeError(f"{name} must be a number, was {describe(value)}")
+            refuse(name, f"be on {like.device} like the other tensors", value)
 
 
 def expect_shape(name: str, value: torch.Tensor, shape: Sequence[int], meaning: str) -> None:
     """Check an exact shape; `meaning` names it in symbols, for example "[d_out, d]"."""
     if tuple(value.shape) != tuple(shape):
-        raise ValueError(f"{name} must be {meaning} = {list(shape)}, was {describe(value)}")
+        refuse(name, f"be {meaning} = {list(shape)}", value)
 
 
-def expect_int(name: str, value: Any, *, minimum: int = 1) -> None:
-    """Check a plain int (not a bool) of at least `minimum`."""
-    if not isinstance(value, int | torch.SymInt) or isinstance(value, bool):
-        raise TypeError(f"{name} must be an int, was {describe(value)}")
-    expect(value >= minimum, name, f"be at least {minimum}", value)
+def expect_int(name: str, value: Any, *, minimum: int = 1) -> int:
+    """Check an integer (of Python, of numpy, or symbolic; not a bool) of at least `minimum`; return it as Python's."""
+    if isinstance(value, bool) or not isinstance(value, int | torch.SymInt):
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            refuse(name, "be an int", value, TypeError)
+        value = int(value)
+    if value < minimum:
+        refuse(name, f"be at least {minimum}", value)
+    return value
+
+
+def expect_number(name: str, value: Any) -> float:
+    """Check a finite number (of Python or numpy, not a bool); return it as Python's float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real | torch.SymInt | torch.SymFloat):
+        refuse(name, "be a number", value, TypeError)
+    found = float(value)
+    if not -math.inf < found < math.inf:
+        refuse(name, "be finite", value)
+    return found
+
+
+def expect_bool(name: str, value: Any) -> None:
+    """Check a bool: whatever else is true or false hides a mistake."""
+    if not isinstance(value, bool):
+        refuse(name, "be True or False", value, TypeError)

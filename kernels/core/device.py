@@ -87,8 +87,10 @@ def _target(active: object, index: int) -> Target:
 
 
 def on_device(tensor: torch.Tensor) -> contextlib.AbstractContextManager[object]:
-    """Make the device of `tensor` current, as Triton launches on the current one; nothing to do off the GPU."""
-    return torch.cuda.device_of(tensor) if tensor.is_cuda else contextlib.nullcontext()
+    """Make the device of `tensor` current, as Triton launches on the current one; nothing to do where it is."""
+    if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device_of(tensor)
 
 
 def triton_refusals(*tensors: torch.Tensor | None) -> list[str]:
@@ -106,9 +108,3 @@ def triton_refusals(*tensors: torch.Tensor | None) -> list[str]:
     if any(t.device.type not in ("cuda", "meta") for t in given):
         reasons.append("Its kernels need tensors on a GPU (or TRITON_INTERPRET=1 before Python starts).")
     return reasons
-
-
-def needs_int64(tensor: torch.Tensor) -> bool:
-    """Whether an offset into the tensor's storage can exceed 2^31 - 1."""
-    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 0)
-    return last >= 2**31

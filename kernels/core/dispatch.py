@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -33,14 +33,17 @@ def choose_backend(op: str, backend: str, on_gpu: bool, triton_refusals: Sequenc
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype in which `autocast` hands a tensor on: its own where autocast is off, and for float64."""
     kind = tensor.device.type
-    if kind == "meta" or not tensor.is_floating_point() or tensor.dtype == torch.float64:
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
         return tensor.dtype
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else tensor.dtype
+    if not tensor.is_floating_point() or tensor.dtype == torch.float64:
+        return tensor.dtype
+    return torch.get_autocast_dtype(kind)
 
 
-def autocast(*tensors: torch.Tensor | None) -> list[torch.Tensor | None]:
+def autocast(*tensors: Any) -> tuple[Any, ...]:
     """Cast floating tensors to the autocast dtype where autocast is on, as PyTorch's own matmuls do.
 
-    Opaque operators are invisible to autocast, so their public functions call this first. float64 is left alone.
+    Opaque operators are invisible to autocast, so their public functions call this before they check that dtypes agree.
+    float64 and whatever is not a tensor are left alone.
     """
-    return [t if t is None or t.dtype == autocast_dtype(t) else t.to(autocast_dtype(t)) for t in tensors]
+    return tuple([t.to(autocast_dtype(t)) if isinstance(t, torch.Tensor) else t for t in tensors])

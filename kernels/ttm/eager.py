@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..core.numerics import accumulate_dtype
+from ..core.precision import accumulate_dtype
 from .fold import fold
 from .params import TokenLearnerParams
 from .partials import Partial

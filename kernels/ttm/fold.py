@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core.numerics import accumulate_dtype
+from ..core.precision import accumulate_dtype
 from . import ops
 from .params import TokenLearnerParams
 

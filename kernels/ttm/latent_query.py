@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..attention.api import chunked_attention
-from ..core.numerics import accumulate_dtype
+from ..core.precision import accumulate_dtype
 from . import ops
 from .configs import pools_latent_queries
 from .params import LatentQueryParams

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..core.library import define
-from ..core.numerics import accumulate_dtype
+from ..core.precision import accumulate_dtype
+from ..core.registration import define
 from .flops import (
     linear_summary_backward_flops,
     linear_summary_flops,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from mirasol.kernels.core.device import on_device
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 
 
 @triton.jit

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from mirasol.kernels.core.checks import expect
 from mirasol.kernels.core.device import interpreted, on_device, target
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 from mirasol.kernels.ttm.configs import Tile, Tiles, pool_splits, splits, tiles
 from mirasol.kernels.ttm.reference import NORM_EPS
 from mirasol.kernels.ttm.triton_backward import (

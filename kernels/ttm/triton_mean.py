@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 
 from mirasol.kernels.core.device import on_device
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 from mirasol.kernels.ttm.triton_common import load_tokens, pick, tile_of
 
 ROWS = 16  # tokens, or windows, read at a time

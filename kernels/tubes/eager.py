@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..core.numerics import accumulate_dtype
+from ..core.precision import accumulate_dtype
 from .geometry import CHANNELS, Tube, tube_grid
 
 

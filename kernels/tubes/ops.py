@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..core.library import define
+from ..core.registration import define
 from . import eager, native
 from .geometry import Tube, tube_grid
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ..core.numerics import accumulate_dtype
+from ..core.precision import accumulate_dtype
 from .geometry import Tube, tube_grid
 
 

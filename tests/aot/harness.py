@@ -28,7 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from mirasol.kernels.core.library import implementation
+from mirasol.kernels.core.registration import implementation
 
 SUPPORTED = ((3, 6), (3, 10))  # Triton versions whose internals this file has been run with: from, below
 SHARED_MEMORY = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  # bytes a program may use

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ...core.library import define
-from ...core.numerics import accumulate_dtype
+from ...core.precision import accumulate_dtype
+from ...core.registration import define
 from ..params import EraseAddParams
 from .configs import widths_of
 from .flops import erase_add_backward_flops, erase_add_flops

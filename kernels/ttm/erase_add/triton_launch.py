@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from mirasol.kernels.core.device import interpreted, on_device, target
-from mirasol.kernels.core.numerics import accumulate_dtype
+from mirasol.kernels.core.precision import accumulate_dtype
 from mirasol.kernels.ttm.configs import Tile, splits
 from mirasol.kernels.ttm.erase_add.configs import Sides, Tiles, Widths, sides, tiles, widths_of
 from mirasol.kernels.ttm.erase_add.records import Records, unflatten
