@@ -5,11 +5,13 @@ import re
 import pytest
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import default_collate
 
 import mirasol
 from mirasol.config import Config
-from tolerance import assert_close
+from mirasol.layers import Attention
+from tolerance import SAME_SUMS, assert_close
 
 COMBINERS = {
     "transformer": dict(combiner="transformer"),
@@ -65,7 +67,7 @@ def test_fewer_chunks_give_the_same_latents(changes):
         inputs["video"][:, :, : 2 * config.frames_per_chunk],
         inputs["audio"][:, : 2 * config.samples_per_chunk].double(),
     )
-    assert_close("latents", short.unflatten(1, (2, -1)), whole[:, :2], rtol=1e-6)
+    assert_close("latents", short.unflatten(1, (2, -1)), whole[:, :2], rtol=SAME_SUMS)
 
 
 @combiners
@@ -94,6 +96,26 @@ def test_trains_without_a_modality(changes, missing):
     output.loss.backward()
     assert [name for name, p in model.named_parameters() if p.grad is None] == []
     assert getattr(model, f"{missing}_embedding").missing.grad.any()
+
+
+def test_attention_in_a_block_copies_nothing():
+    """Heads are split and joined again as views, since attention follows the order of its queries."""
+
+    class Count(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.copies = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.name() in ("aten::clone", "aten::copy_", "aten::_to_copy"):
+                self.copies.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    attention = Attention(32, 4)
+    x = torch.randn(2, 24, 32)
+    with Count() as count, torch.no_grad():
+        attention(x, attention.keys_values(x), q_chunk=24)
+    assert count.copies == []
 
 
 def test_text_alone_trains():
@@ -141,7 +163,7 @@ def test_total_loss_is_the_weighted_sum():
     output = model(**clips(model.config), text=text, labels=text)
     parts = output.losses
     expected = 2 * parts.latent + 3 * parts.video + 0.5 * parts.audio + 10 * parts.text
-    assert_close("loss", output.loss, expected, rtol=1e-6)
+    assert_close("loss", output.loss, expected, rtol=SAME_SUMS)
 
 
 def test_padding_and_ignored_labels_do_not_count():
@@ -149,9 +171,9 @@ def test_padding_and_ignored_labels_do_not_count():
     inputs, text = clips(model.config), question(length=5)
     padded = torch.nn.functional.pad(text, (0, 3), value=model.config.pad_id)
     plain = model(**inputs, text=text, labels=text).losses.text
-    assert_close("padded", model(**inputs, text=padded, labels=padded).losses.text, plain, rtol=1e-6)
+    assert_close("padded", model(**inputs, text=padded, labels=padded).losses.text, plain, rtol=SAME_SUMS)
     ignored = padded.masked_fill(padded == model.config.pad_id, -100)
-    assert_close("ignored", model(**inputs, text=padded, labels=ignored).losses.text, plain, rtol=1e-6)
+    assert_close("ignored", model(**inputs, text=padded, labels=ignored).losses.text, plain, rtol=SAME_SUMS)
 
 
 def test_masking_only_in_training():
@@ -205,14 +227,15 @@ def test_more_frames_need_no_new_parameter():
 
 
 @pytest.mark.parametrize("combiner", ["transformer", "ttm"])
+@pytest.mark.slow
 def test_compiles_whole(combiner):
     one_layer = {f"{part}_layers": 1 for part in ("encoder", "combiner", "av", "text")}
     model = mirasol.Model.from_preset("tiny", combiner=combiner, **one_layer).eval()
     inputs, text = clips(model.config), question()
     expected = model(**inputs, text=text)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")(**inputs, text=text)
-    assert_close("logits", compiled.logits, expected.logits, rtol=1e-5)
-    assert_close("latents", compiled.latents, expected.latents, rtol=1e-5)
+    assert_close("logits", compiled.logits, expected.logits)
+    assert_close("latents", compiled.latents, expected.latents)
 
 
 def test_activation_checkpointing_changes_nothing():
@@ -225,7 +248,7 @@ def test_activation_checkpointing_changes_nothing():
     apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ in kinds)
     model(**inputs, text=text, labels=text).loss.backward()
     for name, p in model.named_parameters():
-        assert_close(name, p.grad, expected[name.replace("_checkpoint_wrapped_module.", "")], rtol=1e-6)
+        assert_close(name, p.grad, expected[name.replace("_checkpoint_wrapped_module.", "")], rtol=SAME_SUMS)
 
 
 def test_bfloat16_autocast_trains():

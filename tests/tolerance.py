@@ -12,7 +12,11 @@ import torch
 
 RTOL = {torch.float64: 1e-12, torch.float32: 1e-5}
 LONG_SUMS = 1e-11  # float64: gradients that are sums over thousands of terms, in another order
+SAME_SUMS = 1e-6  # float32: the same sums, cut into blocks elsewhere
 ROUNDED_GOLDENS = 5e-5  # float32: goldens that are themselves rounded to float32 after long sums
+SCAN_FLOAT32 = 5e-5  # float32: gradients that pass through several chunks
+CANCELLED = 64  # times eps times the largest result: what is left of a result that vanishes in exact arithmetic
+POINTWISE = {torch.float64: 1e-14, torch.float32: 1e-6}  # a product and a sum or two of what was given
 RMS_SHARE = 0.5  # of the largest error that is allowed, the root mean square error may be so much
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator
 
 import torch
+from torch.nn.functional import pad
 
-from mirasol.kernels.attention.layout import Layout
-from mirasol.kernels.attention.plan import Block, Call, additive_mask, blind_rows, plan
-from mirasol.kernels.attention.tiles import attend, attend_backward
+from mirasol.kernels.attention.cover import Call, Cover, Price, additive_mask, cover
+from mirasol.kernels.attention.op import empty_like
+from mirasol.kernels.attention.products import attend, attend_backward
+from mirasol.kernels.attention.visibility import Rule
 from mirasol.kernels.core.precision import accumulate_dtype
+
+PLAIN_ROWS = 512  # of scores that exist at a time where products are plain
+WAIT = 2**23  # pairs in the time that a call waits twice for a thread whose core is busy
+# Measured for 64 columns on an AVX-512 machine; half precision packs its operands, backward for each attention.
+FORWARD = {4: Price(12000, 120, 3), 2: Price(12000, 300, 12)}  # by bytes
+BACKWARD = {4: Price(12000, 200, 16), 2: Price(12000, 5500, 8)}
 
 
 def merge_partials(
@@ -27,32 +35,44 @@ def merge_partials(
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, layout: Layout, scale: float
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """q [B, H, Nq, D], k and v [B, Hkv, Nk, D] -> out [B, H, Nq, D], lse [B, H, Nq]."""
+    """q [B, H, Nq, D], k and v [B, Hkv, Nk, D] -> out [B, H, Nq, D] in the order of q, lse [B, H, Nq]."""
+    calls, blind = _cover(rule, q, k, FORWARD)
+    like = q
     q, k, v = (_last_contiguous(t) for t in (q, k, v))
-    blocks = plan(layout, _most_rows(q.device))
-    done = [_block_forward(q[:, :, block.q0 : block.q1], k, v, block, scale) for block in blocks]
-    if not blocks or sum(block.q1 - block.q0 for block in blocks) < q.shape[2]:
-        return _place(q, blocks, done)
-    outs, lses = zip(*done, strict=True)
-    return _joined(outs), _joined(lses)
-
-
-def _joined(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Neighbouring rows as one contiguous tensor."""
-    return torch.cat(list(parts), 2) if len(parts) > 1 else parts[0].contiguous()
-
-
-def _place(
-    q: torch.Tensor, blocks: Sequence[Block], done: Sequence[tuple[torch.Tensor, torch.Tensor]]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The results of some rows among rows that see nothing: out 0, lse -inf."""
-    out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.full(q.shape[:3], float("-inf"), dtype=accumulate_dtype(q.dtype), device=q.device)
-    for block, (part, part_lse) in zip(blocks, done, strict=True):
-        out[:, :, block.q0 : block.q1], lse[:, :, block.q0 : block.q1] = part, part_lse
+    if calls and not blind and all(call.first and call.repeats == 1 for call in calls):
+        parts = [_attend_rows(q, k, v, call, scale) for call in calls]
+        if len(parts) == 1:
+            return _ordered(parts[0][0], like), parts[0][1].contiguous()
+        outs, lses = zip(*parts, strict=True)
+        return _ordered(torch.cat([t.transpose(1, 2) for t in outs], 1).transpose(1, 2), like), torch.cat(lses, 2)
+    out, lse = empty_like(like), q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype))
+    if blind:
+        out.zero_()
+        lse.fill_(-torch.inf)
+    for call in calls:
+        mask = _mask(call, q)
+        for take in _takes(call, (q, k, v, out, lse)):
+            q_part, out_part, lse_part = (take(t, call.q0, call.rows, call.rows) for t in (q, out, lse))
+            k_part, v_part = (take(t, call.k0, call.keys, call.step) for t in (k, v))
+            found = attend(q_part, k_part, v_part, call.causal, mask, scale)
+            if call.first:
+                out_part.copy_(found[0])
+                lse_part.copy_(found[1])
+            else:
+                _merge_into(out_part, lse_part, *found)
     return out, lse
+
+
+def _attend_rows(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, call: Call, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if call.rows < q.shape[2]:
+        q = q.narrow(2, call.q0, call.rows)
+    if call.keys < k.shape[2]:
+        k, v = k.narrow(2, call.k0, call.keys), v.narrow(2, call.k0, call.keys)
+    return attend(q, k, v, call.causal, _mask(call, q), scale)
 
 
 def backward(
@@ -63,73 +83,98 @@ def backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    layout: Layout,
+    rule: Rule,
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `forward`: dq [B, H, Nq, D], dk and dv [B, Hkv, Nk, D]."""
-    width = q.shape[-1]
+    """Gradients of `forward`, each in the order of its tensor: dq [B, H, Nq, D], dk and dv [B, Hkv, Nk, D]."""
+    calls, blind = _cover(rule, q, k, BACKWARD)
+    like, width = (q, k, v), q.shape[3]
     grad, q, k, v = (_last_contiguous(t) for t in (grad, q, k, v))
     if grad_lse is not None:
         grad, q, k, v, out = _fold_lse_gradient(grad, grad_lse, q, k, v, out)
-    blocks = plan(layout, _most_rows(q.device), _short_rows_backward(q.dtype))
-    if _is_one_call(blocks, q, k):
-        call = blocks[0].calls[0]
-        grads = attend_backward(grad, q, k, v, out, lse, causal=call.causal, mask=_mask(call, q), scale=scale)
-    else:
-        grads = _sum_of_calls(grad, q, k, v, out, lse, blocks, scale)
-    dq, dk, dv = (t[..., :width].to(q.dtype).contiguous() for t in grads)
-    return dq, dk, dv
-
-
-def _is_one_call(blocks: tuple[Block, ...], q: torch.Tensor, k: torch.Tensor) -> bool:
-    if len(blocks) != 1 or len(blocks[0].calls) != 1:
-        return False
-    block, call = blocks[0], blocks[0].calls[0]
-    return block.q1 - block.q0 == q.shape[2] and call.k1 - call.k0 == k.shape[2]
-
-
-def _sum_of_calls(
-    grad: torch.Tensor,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    blocks: tuple[Block, ...],
-    scale: float,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """dq in the dtype of q; dk and dv, to which many calls add, in that of lse."""
-    dq = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    dk, dv = (torch.zeros(k.shape, dtype=lse.dtype, device=k.device) for _ in range(2))
-    for block in blocks:
-        rows = slice(block.q0, block.q1)
-        grad_b, q_b, out_b, lse_b = (t[:, :, rows] for t in (grad, q, out, lse))
-        for call in block.calls:
-            keys = slice(call.k0, call.k1)
-            mask = _mask(call, q)
-            parts = attend_backward(
-                grad_b, q_b, k[:, :, keys], v[:, :, keys], out_b, lse_b, causal=call.causal, mask=mask, scale=scale
-            )
-            dq[:, :, rows] += parts[0]
-            dk[:, :, keys] += parts[1]
-            dv[:, :, keys] += parts[2]
-    return dq, dk, dv
-
-
-def _block_forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block: Block, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    merged: tuple[torch.Tensor, torch.Tensor] | None = None
-    for call in block.calls:
-        keys = slice(call.k0, call.k1)
+    if len(calls) == 1 and calls[0].rows == q.shape[2] and calls[0].keys == k.shape[2]:
+        parts = attend_backward(grad, q, k, v, out, lse, calls[0].causal, _mask(calls[0], q), scale)
+        dq, dk, dv = (_ordered(t[..., :width], of) for t, of in zip(parts, like, strict=True))
+        return dq, dk, dv
+    dq = empty_like(like[0])
+    dk, dv = (empty_like(t, lse.dtype).zero_() for t in like[1:])  # sums of many calls
+    if blind:
+        dq.zero_()
+    for call in calls:
         mask = _mask(call, q)
-        out, lse = attend(q, k[:, :, keys], v[:, :, keys], causal=call.causal, mask=mask, scale=scale)
-        if call.rows:
-            blind = blind_rows(call.rows, call.k1 - call.k0, q.device)
-            lse = lse if blind is None else lse.masked_fill(blind, float("-inf"))
-        merged = (out, lse) if merged is None else merge_partials(*merged, out, lse)
-    assert merged is not None
-    return merged
+        for take in _takes(call, (grad, q, k, v, out, lse, dq, dk, dv)):
+            of_grad, of_q, of_out, of_lse, of_dq = (
+                take(t, call.q0, call.rows, call.rows) for t in (grad, q, out, lse, dq)
+            )
+            of_k, of_v = (take(t, call.k0, call.keys, call.step) for t in (k, v))
+            parts = attend_backward(of_grad, of_q, of_k, of_v, of_out, of_lse, call.causal, mask, scale)
+            dq_part, dk_part, dv_part = (t[..., :width] for t in parts)
+            of_dq.copy_(dq_part) if call.first else of_dq.add_(dq_part)
+            _add_keys(dk, dk_part, call, take)
+            _add_keys(dv, dv_part, call, take)
+    return dq, dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _cover(rule: Rule, q: torch.Tensor, k: torch.Tensor, prices: dict[int, Price]) -> Cover:
+    chunks, price = rule.read(q.shape[2], k.shape[2]), prices[min(q.dtype.itemsize, 4)]
+    if q.device.type != "cpu":
+        return cover(chunks, price, PLAIN_ROWS)
+    if torch.get_num_threads() > 1:
+        price = price._replace(wait=WAIT // max(q.shape[0] * q.shape[1], 1))
+    return cover(chunks, price)
+
+
+_Take = Callable[[torch.Tensor, int, int, int], torch.Tensor]
+
+
+def _takes(call: Call, tensors: tuple[torch.Tensor, ...]) -> Iterator[_Take]:
+    """Functions (t, start, length, step) -> the tokens [start, start + length) of t, and those of the call's further
+    attentions, each `step` later, as a batch: of all clips at once where strides allow, else of one clip or attention.
+    """
+    batch = tensors[0].shape[0]
+    if call.repeats == 1:
+        yield lambda t, start, length, step: t.narrow(2, start, length)
+    elif all(t.shape[0] == 1 or t.shape[1] == 1 or t.stride(0) == t.shape[1] * t.stride(1) for t in tensors):
+        yield lambda t, start, length, step: _stacked(t, start, length, step, call.repeats)
+    elif batch <= call.repeats:
+        yield from (_of_clip(b, call.repeats) for b in range(batch))
+    else:
+        yield from (_of_attention(i) for i in range(call.repeats))
+
+
+def _of_clip(b: int, repeats: int) -> _Take:
+    return lambda t, start, length, step: _stacked(t[b : b + 1], start, length, step, repeats)
+
+
+def _of_attention(i: int) -> _Take:
+    return lambda t, start, length, step: t.narrow(2, start + i * step, length)
+
+
+def _stacked(t: torch.Tensor, start: int, length: int, step: int, count: int) -> torch.Tensor:
+    """[B, H, N, ...] -> [count, B * H, length, ...], number i from token start + i * step."""
+    heads, along = t.stride(1 if t.shape[1] > 1 else 0), t.stride(2)
+    return t.as_strided(
+        (count, t.shape[0] * t.shape[1], length, *t.shape[3:]),
+        (step * along, heads, along, *t.stride()[3:]),
+        t.storage_offset() + start * along,
+    )
+
+
+def _add_keys(total: torch.Tensor, part: torch.Tensor, call: Call, take: _Take) -> None:
+    """Windows of a batch overlap, so their keys are added `step` at a time."""
+    step = call.step or call.keys
+    for a in range(0, call.keys, step):
+        length = min(step, call.keys - a)
+        take(total, call.k0 + a, length, call.step).add_(part.narrow(2, a, length))
+
+
+def _merge_into(out: torch.Tensor, lse: torch.Tensor, part: torch.Tensor, part_lse: torch.Tensor) -> None:
+    share = (part_lse - lse).sigmoid_().unsqueeze(-1)
+    if out.dtype == lse.dtype:
+        out.lerp_(part, share)
+    else:
+        out.copy_(out.to(lse.dtype).lerp_(part.to(lse.dtype), share))
+    lse.copy_(torch.logaddexp(lse, part_lse))
 
 
 def _fold_lse_gradient(
@@ -142,27 +187,18 @@ def _fold_lse_gradient(
     """
     high = grad_lse.to(grad.dtype)
     low = (grad_lse - high).to(grad.dtype)
-
-    def widen(t: torch.Tensor, value: float) -> torch.Tensor:
-        return torch.nn.functional.pad(t, (0, 2), value=value)
-
     wide_grad = torch.cat([grad, high.unsqueeze(-1), low.unsqueeze(-1)], -1)
-    return wide_grad, widen(q, 0.0), widen(k, 0.0), widen(v, 1.0), widen(out, 0.0)
-
-
-def _most_rows(device: torch.device) -> int | None:
-    """Rows of scores that may exist at a time: any number where they stay in cache-sized tiles."""
-    return None if device.type == "cpu" else 512
-
-
-def _short_rows_backward(dtype: torch.dtype) -> int | None:
-    """In half precision ATen's backward is three times as fast for hundreds of rows as for tens."""
-    return 256 if dtype.itemsize == 2 else None
+    return wide_grad, pad(q, (0, 2)), pad(k, (0, 2)), pad(v, (0, 2), value=1.0), pad(out, (0, 2))
 
 
 def _mask(call: Call, q: torch.Tensor) -> torch.Tensor | None:
-    return additive_mask(call.rows, call.k1 - call.k0, q.dtype, q.device) if call.rows else None
+    return None if call.seen is None else additive_mask(call.seen, call.keys, q.dtype, q.device)
 
 
 def _last_contiguous(t: torch.Tensor) -> torch.Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
+
+
+def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """In memory as `empty_like(like)`, without a copy where it is."""
+    return t.transpose(1, 2).contiguous().transpose(1, 2) if like.stride(2) > like.stride(1) else t.contiguous()

@@ -6,42 +6,34 @@ from itertools import pairwise
 
 import torch
 
+from mirasol.kernels.attention.visibility import Rule
 from mirasol.kernels.core.precision import accumulate_dtype
 
 
 def chunked_attention_reference(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    *,
-    q_chunk: int | torch.Tensor,
-    k_chunk: int | torch.Tensor | None = None,
-    window: int | None = None,
-    sinks: int = 0,
-    causal: bool = False,
-    scale: float | None = None,
-    cu_seqlens_q: torch.Tensor | None = None,
-    cu_seqlens_k: torch.Tensor | None = None,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rule: Rule, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention under `visible_mask`: q [B, H, Nq, D], k and v [B, Hkv, Nk, D] -> out [B, H, Nq, D], lse [B, H, Nq].
 
     Computed in float32 (float64 for float64 inputs) and differentiable by plain autograd.
     """
+    rule.read(q.shape[2], k.shape[2])  # refuses edges that do not fit
+    q_chunk = rule.q_chunk if rule.q_edges is None else rule.q_edges
+    k_chunk = rule.k_chunk if rule.k_edges is None else rule.k_edges
     mask = visible_mask(
         q.shape[2],
         k.shape[2],
         q_chunk=q_chunk,
         k_chunk=k_chunk,
-        window=window,
-        sinks=sinks,
-        causal=causal,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
+        window=rule.window,
+        sinks=rule.sinks,
+        causal=rule.causal,
+        cu_seqlens_q=rule.cu_q,
+        cu_seqlens_k=rule.cu_k,
     ).to(q.device)
     acc = accumulate_dtype(q.dtype)
     groups = q.shape[1] // k.shape[1]
     k_all, v_all = k.to(acc).repeat_interleave(groups, 1), v.to(acc).repeat_interleave(groups, 1)
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = (q.to(acc) @ k_all.transpose(-1, -2) * scale).masked_fill(~mask, float("-inf"))
     seen = mask.any(-1)
     scores = scores.masked_fill(~seen[:, None], 0.0)  # softmax of a row of -inf would be NaN

@@ -46,4 +46,6 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
     Opaque operators are invisible to autocast, so their public functions call this before they check that dtypes agree.
     float64 and whatever is not a tensor are left alone.
     """
+    if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
+        return tensors
     return tuple([t.to(autocast_dtype(t)) if isinstance(t, torch.Tensor) else t for t in tensors])

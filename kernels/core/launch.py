@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,23 @@ from mirasol.kernels.core.device import on_device
 from mirasol.kernels.core.precision import accumulate_dtype
 
 
+def prepare(
+    kernel: Any, programs: int | tuple[int, int], *, warps: int, stages: int = 1, registers: int = 0, **constants: Any
+) -> Callable[..., None]:
+    """A launch of `kernel` that waits for its tensors and numbers only.
+
+    Args:
+        programs: along the grid's first axis, and if need be its second, which holds 65,535 at most.
+        registers: the most that a thread may take; 0 leaves it to the compiler.
+    """
+    grid = (programs,) if isinstance(programs, int) else programs
+    # Products and sums are fused whatever a Triton version does by default: what is compiled is what was checked.
+    options = {"num_warps": warps, "num_stages": stages, "enable_fp_fusion": True}
+    if registers:
+        options["maxnreg"] = registers
+    return functools.partial(kernel[grid], **constants, **options)
+
+
 def launch(
     kernel: Any,
     programs: int | tuple[int, int],
@@ -19,25 +37,15 @@ def launch(
     numbers: Sequence[Any] = (),
     *,
     on: torch.Tensor,
-    warps: int,
-    stages: int = 1,
-    registers: int = 0,
-    **constants: Any,
+    **options: Any,
 ) -> None:
-    """Launch `kernel(*tensors, *numbers, **constants)` on the device of the tensor `on`.
+    """Launch `kernel(*tensors, *numbers)` on the device of the tensor `on`; options as for `prepare`.
 
     Args:
-        programs: along the grid's first axis, and if need be its second, which holds 65,535 at most.
         tensors: tensors, tensor descriptors or None; numbers: the run-time arguments after them.
-        registers: the most that a thread may take; 0 leaves it to the compiler.
     """
-    options = {"maxnreg": registers} if registers else {}
-    grid = (programs,) if isinstance(programs, int) else programs
     with on_device(on):
-        # Products and sums are fused whatever a Triton version does by default: what is compiled is what was checked.
-        kernel[grid](
-            *tensors, *numbers, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=True, **options
-        )
+        prepare(kernel, programs, **options)(*tensors, *numbers)
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:

@@ -54,20 +54,23 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-def apply(op: str, function: type[torch.autograd.Function], *args: Any) -> Any:
-    """`function.apply(*args)` for the public function `op`; the same tensor may be passed twice.
+def refuse_transforms(op: str) -> None:
+    """What the public function `op` does before it calls an operator.
 
     Raises:
         NotImplementedError: inside `torch.func` transforms or forward-mode differentiation.
     """
-    if torch.compiler.is_compiling():
-        args = _distinct(args)
-    elif transformed():
+    if not torch.compiler.is_compiling() and transformed():
         raise NotImplementedError(
             f"{op} does not support torch.func transforms and forward-mode differentiation (vmap, grad, jvp): "
             'pass backend="reference", which does.'
         )
-    return function.apply(*args)
+
+
+def apply(op: str, function: type[torch.autograd.Function], *args: Any) -> Any:
+    """`function.apply(*args)` for the public function `op`; the same tensor may be passed twice."""
+    refuse_transforms(op)
+    return function.apply(*(_distinct(args) if torch.compiler.is_compiling() else args))
 
 
 def _distinct(args: tuple[Any, ...]) -> tuple[Any, ...]:

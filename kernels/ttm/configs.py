@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mirasol.kernels.attention.configs import MOST_WIDTH as MOST_HEAD_WIDTH
+from mirasol.kernels.attention.api import MOST_WIDTH as MOST_HEAD_WIDTH
 from mirasol.kernels.core.device import Target
 from mirasol.kernels.ttm.params import LatentQueryParams, TokenLearnerParams
 

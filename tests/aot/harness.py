@@ -31,8 +31,15 @@ from triton.runtime.jit import JITFunction
 from mirasol.kernels.core.registration import implementation
 
 SUPPORTED = ((3, 6), (3, 10))  # Triton versions whose internals this file has been run with: from, below
-SHARED_MEMORY = {"sm_80": 166912, "sm_90": 232448, "sm_100": 232448, "gfx942": 65536}  # bytes a program may use
-MULTIPROCESSORS = {"sm_80": 108, "sm_90": 132, "sm_100": 148, "gfx942": 304}
+SHARED_MEMORY = {  # bytes a program may use
+    "sm_80": 166912,
+    "sm_89": 101376,
+    "sm_90": 232448,
+    "sm_100": 232448,
+    "sm_120": 101376,
+    "gfx942": 65536,
+}
+MULTIPROCESSORS = {"sm_80": 108, "sm_89": 128, "sm_90": 132, "sm_100": 148, "sm_120": 170, "gfx942": 304}
 REGISTERS = 65536  # of 32 bits, an NVIDIA multiprocessor
 _NVIDIA_TOOLS = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
 

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from mirasol.kernels.attention.visibility import Rule
+
 
 class Case(NamedTuple):
     name: str
@@ -58,6 +60,18 @@ CASES = [
 ]
 
 
+def rule_of(case: Case, device: torch.device | str = "cpu") -> Rule:
+    """The operators' arguments of a case."""
+    given, chunks = case.layout, [case.layout["q_chunk"], case.layout.get("k_chunk")]
+    lengths = [0 if isinstance(chunk, torch.Tensor) else chunk for chunk in chunks]
+    uneven = [chunk.to(device, copy=True) if isinstance(chunk, torch.Tensor) else None for chunk in chunks]
+    if chunks[1] is None:
+        lengths[1], uneven[1] = lengths[0], uneven[0]
+    cu = [given.get("cu_seqlens_q"), given.get("cu_seqlens_k", given.get("cu_seqlens_q"))]
+    cu = [None if t is None else t.to(device) for t in cu]
+    return Rule(*lengths, *uneven, *cu, given.get("window"), given.get("sinks", 0), given.get("causal", False))
+
+
 def random_case(rng: random.Random, most: int = 40) -> Case:
     """Any layout of up to `most` queries and keys."""
     n_q, n_k = rng.randint(1, most), rng.randint(1, most)
@@ -67,9 +81,9 @@ def random_case(rng: random.Random, most: int = 40) -> Case:
 
     layout: dict[str, Any] = {
         "window": rng.choice([None, 1, 2, 3]),
-        "sinks": rng.choice([0, 1, 2]),
         "causal": rng.random() < 0.4,
     }
+    layout["sinks"] = rng.choice([0, 1, 2]) if layout["window"] else 0
     kind = rng.choice(["even", "uneven", "packed"])
     if kind == "uneven":
         layout |= {"q_chunk": cut(n_q, rng.randint(0, 5)), "k_chunk": cut(n_k, rng.randint(0, 5))}

@@ -1,27 +1,32 @@
-"""The Triton kernels in the interpreter, and the host code around them, against the dense reference.
-
-On a machine with a GPU these tests run the compiled kernels instead, in float32 and float16.
-"""
+"""The Triton kernels and the host code around them against the dense reference: in the interpreter, or on a GPU."""
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
 import pytest
 import torch
-from attention_cases import CASES, Case, edges, make_inputs, random_case
+from attention_cases import CASES, Case, edges, make_inputs, random_case, rule_of
 
+from devices import DEVICE, EXACT, LOW_PRECISION, ON_GPU, only_on_gpu
 from mirasol.kernels import chunked_attention
-from mirasol.kernels.attention import configs, triton_launch
-from mirasol.kernels.attention.configs import Tile
+from mirasol.kernels.attention.triton import host, table
+from mirasol.kernels.attention.triton.config import (
+    BACKWARD_KV,
+    FORWARD,
+    KERNELS,
+    Config,
+    pinned,
+    specialized_warps,
+)
+from mirasol.kernels.attention.triton.forward import attention_fwd_kernel
 from mirasol.kernels.core import device
 from tolerance import assert_close, assert_within_budget
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-EXACT = torch.float64 if DEVICE == "cpu" else torch.float32  # float64 kernels exist in the interpreter only
-TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 NAMED = {case.name: case for case in CASES}
+NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
 def run(inputs: list[torch.Tensor], layout: dict[str, Any], backend: str, lse_gradient: bool = True) -> list[Any]:
@@ -46,11 +51,16 @@ def layout_of(case: Case) -> dict[str, Any]:
 
 
 def compare(case: Case, lse_gradient: bool = True, **changes: Any) -> None:
+    """In float64 and float32 to the dtype's tolerance, in 16 bits within the budget of plain attention."""
     inputs, layout = inputs_of(case, **changes), layout_of(case)
     ours = run(inputs, layout, "triton", lse_gradient)
     exact = run([t.detach().double().requires_grad_() for t in inputs], layout, "reference", lse_gradient)
-    for name, out, ref in zip(("out", "lse", "dq", "dk", "dv"), ours, exact, strict=True):
-        assert_close(f"{case.name} {name}", out, ref, rtol=TOLERANCE[inputs[0].dtype])
+    plain = run([t.detach().requires_grad_() for t in inputs], layout, "reference", lse_gradient)
+    for name, out, ref, low in zip(NAMES, ours, exact, plain, strict=True):
+        if out.dtype.itemsize == 2:
+            assert_within_budget(f"{case.name} {name}", out, low, ref)
+        else:
+            assert_close(f"{case.name} {name}", out, ref)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -65,6 +75,11 @@ def test_random_layouts(seed: int) -> None:
     compare(random_case(rng, 60), heads=heads, kv_heads=kv_heads, width=rng.choice([5, 16, 24]))
 
 
+def problem_of(n_q: int, n_k: int, layout: dict[str, Any]) -> host._Problem:
+    q, k = torch.empty(1, 2, n_q, 8), torch.empty(1, 1, n_k, 8)
+    return host._Problem(host._key(rule_of(Case("sized", n_q, n_k, layout)), q, k, k))
+
+
 @pytest.mark.parametrize(
     ("n_q", "n_k", "layout"),
     [
@@ -75,33 +90,30 @@ def test_random_layouts(seed: int) -> None:
     ],
 )
 def test_aligned_layouts_need_no_mask(n_q: int, n_k: int, layout: dict[str, Any]) -> None:
-    case = Case("aligned", n_q, n_k, layout)
-    where = triton_launch.Where(
-        layout["q_chunk"], layout.get("k_chunk", layout["q_chunk"]), *(None,) * 4, layout.get("window"), 0, False
-    )
-    q, k = torch.empty(1, 2, n_q, 8), torch.empty(1, 1, n_k, 8)
-    problem = triton_launch._problem(q, k, where)
-    assert all(problem.aligned(kernel, Tile(16, 16, 4, 1)) for kernel in configs.KERNELS)
-    compare(case)
+    assert all(problem_of(n_q, n_k, layout).aligned(kernel, 16, 16) for kernel in KERNELS)
+    compare(Case("aligned", n_q, n_k, layout))
 
 
-def test_what_is_not_aligned() -> None:
-    def problem(n: int, chunk: int, **rule: Any) -> Any:
-        where = triton_launch.Where(chunk, chunk, *(None,) * 4, None, 0, rule.get("causal", False))
-        return triton_launch._problem(torch.empty(1, 1, n, 8), torch.empty(1, 1, n, 8), where)
-
-    def aligned(found: Any, block_m: int, block_n: int) -> tuple[bool, bool]:
-        tile = Tile(block_m, block_n, 4, 1)
-        return found.aligned(configs.FORWARD, tile), found.aligned(configs.BACKWARD_KV, tile)
-
-    assert aligned(problem(64, 24), 16, 16) == (False, False)
-    assert aligned(problem(72, 24), 16, 8) == (False, False)
-    assert aligned(problem(72, 24), 8, 8) == (True, True)
-    assert aligned(problem(70, 16), 16, 16) == (False, False)
-    assert aligned(problem(70, 70), 16, 16) == (False, False)
-    assert aligned(problem(70, 70), 16, 10) == (True, False)
-    assert aligned(problem(64, 32, causal=True), 16, 16) == (False, False)
-    assert aligned(problem(64, 1), 16, 16) == (False, False)
+@pytest.mark.parametrize(
+    ("n", "chunk", "causal", "block_m", "block_n", "forward", "backward_kv"),
+    [
+        (64, 24, False, 32, 16, False, False),
+        (72, 24, False, 32, 8, False, False),
+        (72, 24, False, 16, 8, True, True),
+        (70, 16, False, 32, 16, False, False),
+        (70, 70, False, 32, 16, False, False),
+        (70, 70, False, 32, 10, True, False),
+        (64, 32, True, 32, 16, False, False),
+        (64, 1, False, 32, 16, False, False),
+    ],
+)
+def test_what_is_aligned(
+    n: int, chunk: int, causal: bool, block_m: int, block_n: int, forward: bool, backward_kv: bool
+) -> None:
+    """Two query heads share a key head, so that a chunk has twice as many packed rows."""
+    problem = problem_of(n, n, {"q_chunk": chunk, "causal": causal})
+    assert problem.aligned(FORWARD, block_m, block_n) == forward
+    assert problem.aligned(BACKWARD_KV, block_m, block_n) == backward_kv
 
 
 @pytest.mark.parametrize("name", ["window_and_sinks", "packed_uneven", "last_rows_causal"])
@@ -110,15 +122,9 @@ def test_float32(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["window_and_sinks", "packed", "hidden_rows"])
-def test_float16_is_as_good_as_plain_attention(name: str) -> None:
-    case = NAMED[name]
-    inputs, layout = inputs_of(case, dtype=torch.float16, width=32), layout_of(case)
-    ours = run(inputs, layout, "triton")
-    exact = run([t.detach().double().requires_grad_() for t in inputs], layout, "reference")
-    plain = run([t.detach().requires_grad_() for t in inputs], layout, "reference")
-    for label, out, low, ref in zip(("out", "lse", "dq", "dk", "dv"), ours, plain, exact, strict=True):
-        if label != "lse":
-            assert_within_budget(f"{name} {label}", out, low, ref)
+@pytest.mark.parametrize("dtype", LOW_PRECISION)
+def test_low_precision_is_as_good_as_plain_attention(name: str, dtype: torch.dtype) -> None:
+    compare(NAMED[name], dtype=dtype, width=32)
 
 
 @pytest.mark.parametrize("layout", [{"q_chunk": 1}, {"q_chunk": 8, "k_chunk": 40, "window": 3}, {"q_chunk": 3}])
@@ -126,17 +132,18 @@ def test_float16_is_as_good_as_plain_attention(name: str) -> None:
 def test_streaming_steps_are_split_over_keys(n_q: int, layout: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
 
-    def spy(programs: int, key_tiles: int, target: device.Target) -> int:
-        counts.append(configs_splits(programs, key_tiles, target))
+    def spy(programs: int, key_blocks: int, target: device.Target) -> int:
+        counts.append(splits(programs, key_blocks, target))
         return counts[-1]
 
-    configs_splits = configs.splits
-    monkeypatch.setattr(configs, "splits", spy)
-    compare(Case("step", n_q, 150, layout), heads=4)
+    splits = host.splits
+    monkeypatch.setattr(host, "splits", spy)
+    host._plan_forward.cache_clear()
+    compare(Case("step", n_q, 150 if not ON_GPU else 20000, layout), heads=4)
     assert max(counts) > 1
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="float64 kernels exist in the interpreter only")
+@pytest.mark.skipif(ON_GPU, reason="float64 kernels exist in the interpreter only")
 @pytest.mark.parametrize("name", ["window_and_sinks", "packed_uneven"])
 def test_gradcheck(name: str) -> None:
     case = NAMED[name]
@@ -151,16 +158,20 @@ def test_gradcheck(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["window_and_sinks", "hidden_rows", "uneven_empty_chunk", "no_keys", "decode_chunk"])
 def test_every_output_is_written(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `torch.empty` returns is filled with NaN: an element that no program writes shows."""
-    empty = torch.empty
+    """New memory is filled with NaN: an element that no program writes shows."""
 
-    def poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:
-        made = empty(*args, **kwargs)
-        return made.fill_(float("nan")) if made.is_floating_point() else made
+    def poisoned(make: Any) -> Any:
+        def filled(*args: Any, **kwargs: Any) -> torch.Tensor:
+            made = make(*args, **kwargs)
+            return made.fill_(float("nan")) if made.is_floating_point() else made
+
+        return filled
 
     case = NAMED[name]
     inputs, layout = inputs_of(case), layout_of(case)
-    monkeypatch.setattr(triton_launch.torch, "empty", poisoned)
+    monkeypatch.setattr(torch, "empty_like", poisoned(torch.empty_like))
+    for method in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, method, poisoned(getattr(torch.Tensor, method)))
     results = run(inputs, layout, "triton")
     monkeypatch.undo()
     assert not any(t.isnan().any() for t in results)
@@ -185,13 +196,17 @@ def test_nothing_outside_the_inputs_is_read(name: str, width: int) -> None:
         assert torch.equal(out, ref)
 
 
-def test_strided_views_are_read_where_they_lie() -> None:
+def test_outputs_and_gradients_follow_the_order_of_their_tensors() -> None:
+    """Views of one projection are read where they lie, and nobody has to copy to join the heads again."""
     qkv = torch.randn(1, 40, 3, 2, 8, dtype=EXACT, device=DEVICE)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)
-    out = chunked_attention(q, k, v, q_chunk=8, backend="triton")
-    assert out.is_contiguous()
-    expected = chunked_attention(*(t.contiguous() for t in (q, k, v)), q_chunk=8, backend="triton")
-    assert torch.equal(out, expected)
+    inputs = [t.detach().requires_grad_() for t in qkv.permute(2, 0, 3, 1, 4)]
+    ours = run(inputs, {"q_chunk": 8}, "triton")
+    expected = run([t.detach().contiguous().requires_grad_() for t in inputs], {"q_chunk": 8}, "triton")
+    for name, out, ref in zip(NAMES, ours, expected, strict=True):
+        assert torch.equal(out, ref)
+        assert ref.is_contiguous()
+        assert out.is_contiguous() if name == "lse" else out.transpose(1, 2).is_contiguous()
+    assert ours[0].transpose(1, 2).flatten(2).data_ptr() == ours[0].data_ptr()
 
 
 def test_the_future_never_changes_the_past() -> None:
@@ -213,9 +228,8 @@ def test_backward_is_bitwise_deterministic() -> None:
 
 @pytest.mark.parametrize("block_m", [16, 32])
 @pytest.mark.parametrize("block_n", [16, 32])
-def test_results_do_not_depend_on_tiles(block_m: int, block_n: int) -> None:
-    tile = Tile(block_m, block_n, 4, 1)
-    with configs.pinned(**dict.fromkeys(configs.KERNELS, tile)):
+def test_results_do_not_depend_on_blocks(block_m: int, block_n: int) -> None:
+    with pinned(**dict.fromkeys(KERNELS, Config(block_m, block_n, 4))):
         compare(NAMED["window_and_sinks"])
         compare(Case("causal", 45, 45, {"q_chunk": 1}))
 
@@ -233,10 +247,11 @@ def test_compiled_region_is_one_graph() -> None:
         assert torch.equal(ours, ref)
 
 
-def test_opcheck() -> None:
-    q, k, v = (t.detach() for t in inputs_of(NAMED["packed"]))
-    cu = edges(0, 9, 9, 20, 33).to(DEVICE)
-    args = (4, 4, None, None, cu, cu, 2, 1, False, 0.3, "triton")
+@pytest.mark.parametrize("heads_inside", [False, True])
+def test_opcheck(heads_inside: bool) -> None:
+    tensors = [t.detach() for t in inputs_of(NAMED["packed"])]
+    q, k, v = (t.transpose(1, 2).contiguous().transpose(1, 2) if heads_inside else t for t in tensors)
+    args = (*rule_of(NAMED["packed"], DEVICE), 0.3, "triton")
     torch.library.opcheck(torch.ops.mirasol.chunked_attention.default, (q, k, v, *args))
     out, lse = torch.ops.mirasol.chunked_attention(q, k, v, *args)
     arguments = (torch.randn_like(out), torch.randn_like(lse), q, k, v, out, lse, *args)
@@ -247,9 +262,11 @@ def test_what_triton_cannot_serve_is_said_in_sentences() -> None:
     wide = torch.zeros(1, 1, 4, 300, device=DEVICE)
     with pytest.raises(ValueError, match="up to 256 columns, these have 300"):
         chunked_attention(wide, wide, wide, q_chunk=2, backend="triton")
-    small = torch.zeros(1, 1, 4, 8, device=DEVICE)
-    with pytest.raises(ValueError, match="a scale above 0"):
-        chunked_attention(small, small, small, q_chunk=2, scale=0.0, backend="triton")
+
+
+@pytest.mark.parametrize("scale", [0.0, -0.7])
+def test_scales_that_are_not_positive(scale: float) -> None:
+    compare(Case("scaled", 30, 30, {"q_chunk": 5, "causal": True, "scale": scale}))
 
 
 @pytest.mark.skipif(not device.interpreted(), reason="only Triton's interpreter refuses bfloat16")
@@ -261,30 +278,163 @@ def test_the_interpreter_refuses_bfloat16() -> None:
 
 @pytest.mark.parametrize("name", ["chunk_causal", "window_and_sinks", "last_rows_causal", "packed"])
 def test_loads_by_descriptors(name: str) -> None:
-    with configs.pinned(**dict.fromkeys(configs.KERNELS, Tile(16, 16, 4, 1, tma=True))):
+    with pinned(**dict.fromkeys(KERNELS, Config(16, 16, 4, tma=True))):
         compare(NAMED[name], width=16)
 
 
 @pytest.mark.parametrize("name", ["window_and_sinks", "packed"])
-def test_one_loop_that_masks_every_tile(name: str) -> None:
-    with configs.pinned(**dict.fromkeys(configs.KERNELS, Tile(16, 16, 4, 1, masks="all"))):
+def test_one_loop_that_masks_every_block(name: str) -> None:
+    with pinned(**dict.fromkeys(KERNELS, Config(16, 16, 4, masks="all"))):
         compare(NAMED[name])
 
 
-def test_the_form_that_specialises_warps() -> None:
+def test_an_expanded_tensor_is_not_described() -> None:
+    """Whether a tensor map may have a stride of 0 is nowhere promised."""
+    q = torch.randn(1, 2, 32, 16, dtype=EXACT, device=DEVICE)
+    q = q.expand(3, -1, -1, -1)
+    k = torch.randn(3, 2, 32, 16, dtype=EXACT, device=DEVICE)
+    rule = rule_of(Case("expanded", 32, 32, {"q_chunk": 16}))
+    assert not host._Problem(host._key(rule, q, k, k)).tma
+    assert host._Problem(host._key(rule, k, k, k)).tma
+    with pinned(**dict.fromkeys(KERNELS, Config(16, 16, 4, tma=True))):
+        out = chunked_attention(q, k, k, q_chunk=16, backend="triton")
+    assert torch.equal(out, chunked_attention(q.contiguous(), k, k, q_chunk=16, backend="triton"))
+
+
+def test_the_form_that_specialises_warps(monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter runs its host code and its own way to load queries, not the specialisation itself."""
     seen = []
-    choose = triton_launch._tile
+    choose = host._Problem.config
 
-    def spy(*args: Any) -> Tile:
+    def spy(*args: Any) -> Config:
         seen.append(choose(*args))
         return seen[-1]
 
-    pinned = Tile(16, 16, 4, 1, tma=True, warp_specialize=True)
-    with pytest.MonkeyPatch.context() as patch, configs.pinned(forward=pinned):
-        patch.setattr(triton_launch, "_tile", spy)
+    monkeypatch.setattr(host._Problem, "config", spy)
+    with pinned(forward=Config(16, 16, 4, tma=True, specialize=True)):
         compare(Case("aligned", 64, 64, {"q_chunk": 32}), heads=2, kv_heads=2, width=16)
-        assert seen[0].warp_specialize
+        assert seen[0].specialize
         compare(Case("grouped", 64, 64, {"q_chunk": 32}), heads=2, kv_heads=1, width=16)
         compare(Case("masked", 40, 40, {"q_chunk": 20}), heads=2, kv_heads=2, width=16)
-        assert not any(found.warp_specialize for found in seen[1:])
+        assert not any(found.specialize for found in seen[1:])
+
+
+def test_a_call_makes_its_outputs_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Operators and allocations of a call, forward and backward, but for the kernels themselves, which do not start."""
+    monkeypatch.setattr(host, "prepare", lambda *args, **kwargs: lambda *args: None)
+    monkeypatch.setattr(table, "launch", lambda *args, **kwargs: None)
+    for plan in (host._plan_forward, host._plan_backward):
+        plan.cache_clear()
+        monkeypatch.setattr(host, plan.__name__, functools.lru_cache(plan.__wrapped__))
+
+    class Count(torch.utils._python_dispatch.TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: list[str] = []
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.seen.append(func.name())
+            return func(*args, **(kwargs or {}))
+
+    def counted(rule: dict[str, Any]) -> tuple[list[str], list[str]]:
+        q, k, v = (t.detach() for t in inputs_of(Case("counted", 64, 64, {}), kv_heads=2, width=16))
+        args = (*rule_of(Case("counted", 64, 64, rule), DEVICE), 0.25)
+        with Count() as forward:
+            out, lse = host.forward(q, k, v, host.Rule(*args[:-1]), 0.25)
+        with Count() as backward:
+            host.backward(out, None, q, k, v, out, lse, host.Rule(*args[:-1]), 0.25)
+        return forward.seen, backward.seen
+
+    forward, backward = counted({"q_chunk": 16})
+    made, grads = ["aten::new_empty_strided", "aten::new_empty"], ["aten::new_empty_strided"] * 3
+    assert forward == made
+    assert backward == [*grads, "aten::empty_like"]
+    table_of = ["aten::empty.memory_format"]
+    forward, backward = counted({"q_chunk": edges(0, 10, 64)})
+    assert [name for name in forward if "_to_copy" not in name] == [*made, *table_of]
+    assert [name for name in backward if "_to_copy" not in name] == [*grads, *2 * table_of, "aten::empty_like"]
+
+
+@only_on_gpu
+@pytest.mark.parametrize("width", [64, 80, 96, 128, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        {"q_chunk": 128},
+        {"q_chunk": 100},
+        {"q_chunk": 64, "window": 2, "sinks": 1},
+        {"q_chunk": 1},
+        {"q_chunk": 96, "causal": True},
+        {"q_chunk": 49, "window": 1},
+    ],
+    ids=str,
+)
+def test_every_configuration(layout: dict[str, Any], width: int, dtype: torch.dtype) -> None:
+    compare(Case("large", 512, 512, layout), batch=2, heads=4, kv_heads=2, width=width, dtype=dtype)
+
+
+@only_on_gpu
+@pytest.mark.parametrize("width", [64, 128])
+def test_specialised_warps(width: int) -> None:
+    if torch.cuda.get_device_capability()[0] != 9:
+        pytest.skip("warps are specialised on Hopper only")
+    with specialized_warps():
+        compare(Case("large", 4096, 4096, {"q_chunk": 512}), heads=4, kv_heads=4, width=width, dtype=torch.bfloat16)
+
+
+@only_on_gpu
+@pytest.mark.parametrize("layout", [{"q_chunk": 100}, {"q_chunk": 64, "window": 2, "sinks": 1}], ids=str)
+def test_ten_runs_are_bitwise_equal(layout: dict[str, Any]) -> None:
+    tensors = inputs_of(Case("large", 2048, 2048, layout), width=128, dtype=torch.bfloat16)
+    first = run(tensors, layout, "triton")
+    for _ in range(9):
+        for one, other in zip(first, run(tensors, layout, "triton"), strict=True):
+            assert torch.equal(one, other)
+
+
+@only_on_gpu
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_call_is_captured_in_a_graph(packed: bool) -> None:
+    q, k, v = (t.detach() for t in inputs_of(Case("captured", 512, 512, {}), width=64, dtype=torch.bfloat16))
+    cu = edges(0, 100, 512).to(DEVICE) if packed else None
+    expected = chunked_attention(q, k, v, q_chunk=64, cu_seqlens_q=cu, backend="triton")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = chunked_attention(q, k, v, q_chunk=64, cu_seqlens_q=cu, backend="triton")
+    out.zero_()
+    graph.replay()
+    assert torch.equal(out, expected)
+
+
+@only_on_gpu
+def test_lengths_do_not_compile_again() -> None:
+    def kernels() -> int:
+        return sum(len(cache[0]) for cache in attention_fwd_kernel.device_caches.values())
+
+    before = kernels()
+    for i in range(20):
+        chunk = (64, 128, 100, 448, 17)[i % 5] * (1 + i // 5)
+        q = torch.randn(1 + i % 3, 4, chunk * (3 + i), 64, device=DEVICE, dtype=torch.bfloat16)
+        chunked_attention(q, q, q, q_chunk=chunk, backend="triton")
+    assert kernels() - before <= 2
+
+
+@only_on_gpu
+def test_more_than_2_to_the_31_elements() -> None:
+    """Rows a long stride apart: offsets beyond int32 in tensors that hold little."""
+    storage = torch.zeros(2**31 + 2**20, device=DEVICE, dtype=torch.bfloat16)
+    stride = 2**31 // 255
+    view = storage.as_strided((1, 1, 256, 64), (0, 0, stride // 8 * 8, 1))
+    view.copy_(torch.randn(1, 1, 256, 64, device=DEVICE))
+    near = view.contiguous()
+    far_out = chunked_attention(view, view, view, q_chunk=64, backend="triton")
+    assert torch.equal(far_out, chunked_attention(near, near, near, q_chunk=64, backend="triton"))
+
+
+@only_on_gpu
+@pytest.mark.parametrize("layout", [{"q_chunk": 64}, {"q_chunk": 50, "window": 2, "sinks": 1}, {"q_chunk": 1}], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_sanitizer(layout: dict[str, Any], dtype: torch.dtype) -> None:
+    """Small shapes for the memory checker of `make gpu`."""
+    compare(Case("small", 200, 200, layout), heads=4, kv_heads=2, width=64, dtype=dtype)

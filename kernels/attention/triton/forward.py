@@ -5,21 +5,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirasol.kernels.attention.triton_common import (
+from mirasol.kernels.attention.triton.blocks import (
     LENGTHS,
-    LN2,
-    dot,
     full_range,
     head,
     load_keys,
     load_packed,
     load_rows,
-    row_ranges,
+    packed_offsets,
     share,
     store_rows,
-    tile_of_rows,
     tile_order,
 )
+from mirasol.kernels.attention.triton.ranges import row_ranges, tile_of_rows
+from mirasol.kernels.core.blocks import LN2, dot
 
 
 @triton.jit
@@ -53,10 +52,11 @@ def _attend(
 def attention_fwd_kernel(
     q, k, v, out, lse, table,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
+    stride_ob, stride_oh, stride_on,
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
     CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr,
-    PRECISION: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, WARP_SPECIALIZE: tl.constexpr,
+    PRECISION: tl.constexpr, TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
     """out [splits, B, H, Nq, D] and lse [splits, B, H, Nq]: attention of BM packed rows to a share of their keys.
 
@@ -73,7 +73,7 @@ def attention_fwd_kernel(
     inside = i < n_q
     if not TMA:
         k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
-    if WARP_SPECIALIZE:  # by a flat descriptor, the only form that the compiler splits over two groups of warps
+    if SPECIALIZE:  # by a flat descriptor, the only form that the compiler splits over two groups of warps
         q_tile = q.load([bh * n_q + tile * BM, 0])
     else:  # by pointers, as a descriptor's tile would be held in registers
         q = head(q, b, hk * GROUP, stride_qb, stride_qh)
@@ -89,7 +89,7 @@ def attention_fwd_kernel(
     if MASKS == "none":
         in_sinks = (sinks_high - sinks_low) // BN
         first, last = share(in_sinks + (high - low) // BN)
-        for t in tl.range(first, last, num_stages=STAGES, warp_specialize=WARP_SPECIALIZE):
+        for t in tl.range(first, last, num_stages=STAGES, warp_specialize=SPECIALIZE):
             n = tl.where(t < in_sinks, sinks_low + t * BN, low + (t - in_sinks) * BN)
             acc, m, l = _attend(
                 n, high, low, high, q_tile, acc, m, l, k, v, b, hk, stride_kn, stride_vn,
@@ -124,16 +124,19 @@ def attention_fwd_kernel(
     some = l > 0
     acc = acc / tl.where(some, l, 1.0)[:, None]
     result = tl.where(some, (m + tl.math.log2(tl.where(some, l, 1.0))) * LN2, float("-inf"))
-    at = (((split * batch + b) * heads_k + hk).to(tl.int64) * GROUP + g) * n_q + i
+    item = split * batch + b  # of the parts
+    at = ((item * heads_k + hk).to(tl.int64) * GROUP + g) * n_q + i
     tl.store(lse + at, result, mask=inside)
-    store_rows(out, at * WIDTH, inside, acc, WIDTH, PADDED)
+    out = head(out, item, hk * GROUP, stride_ob, stride_oh)
+    store_rows(out, packed_offsets(rows, stride_oh, stride_on, GROUP), inside, acc, WIDTH, PADDED)
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
-def attention_combine_kernel(
-    parts, part_lse, out, lse, rows, splits, WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr
-):
-    """Merge parts [splits, rows, D] by their lse [splits, rows] into out [rows, D] and lse [rows]."""
+@triton.jit(do_not_specialize=["rows", "splits", "heads", "n_q"])
+def attention_fwd_combine_kernel(
+    parts, part_lse, out, lse, stride_ob, stride_oh, stride_on, rows, splits, heads, n_q,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Merge parts [splits, B, H, Nq, D] by their lse [splits, B, H, Nq], BM of the B H Nq rows at a time."""
     at = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     inside = at < rows
     total = rows.to(tl.int64)
@@ -151,5 +154,6 @@ def attention_combine_kernel(
         weights += weight
     some = weights > 0
     weights = tl.where(some, weights, 1.0)
-    store_rows(out, at * WIDTH, inside, acc / weights[:, None], WIDTH, PADDED)
+    offsets = at // (heads * n_q) * stride_ob + at // n_q % heads * stride_oh + at % n_q * stride_on
+    store_rows(out, offsets, inside, acc / weights[:, None], WIDTH, PADDED)
     tl.store(lse + at, tl.where(some, top + tl.log(weights), float("-inf")), mask=inside)

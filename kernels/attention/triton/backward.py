@@ -5,38 +5,35 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirasol.kernels.attention.triton_common import (
+from mirasol.kernels.attention.triton.blocks import (
     LENGTHS,
-    LOG2E,
-    column_ranges,
-    dot,
     full_range,
     head,
     load_keys,
     load_packed,
     load_rows,
-    row_ranges,
+    packed_offsets,
     store_rows,
-    tile_of_columns,
-    tile_of_rows,
     tile_order,
 )
+from mirasol.kernels.attention.triton.ranges import column_ranges, row_ranges, tile_of_columns, tile_of_rows
+from mirasol.kernels.core.blocks import LOG2E, dot
 
 
-@triton.jit(do_not_specialize=["heads", "n_q"])
+@triton.jit(do_not_specialize=["rows", "heads", "n_q"])
 def attention_bwd_delta_kernel(
-    grad, out, grad_lse, lse, delta, stride_gb, stride_gh, stride_gn, heads, n_q,
-    WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, HAS_LSE: tl.constexpr, ACC: tl.constexpr,
+    grad, out, grad_lse, lse, delta, stride_gb, stride_gh, stride_gn, stride_ob, stride_oh, stride_on, rows, heads, n_q,
+    WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """delta [B, H, Nq] = sum(grad * out) - grad_lse: what every score's gradient is lessened by."""
-    bh = tl.program_id(1)
-    i = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = i < n_q
-    base = grad + (bh // heads).to(tl.int64) * stride_gb + (bh % heads).to(tl.int64) * stride_gh
-    at = bh.to(tl.int64) * n_q + i
-    d_out = load_rows(base, i.to(tl.int64) * stride_gn, inside, WIDTH, PADDED, True).to(ACC)
-    total = tl.sum(d_out * load_rows(out, at * WIDTH, inside, WIDTH, PADDED, True).to(ACC), 1)
-    if HAS_LSE:
+    """delta [B, H, Nq] = sum(grad * out) - grad_lse, what every score's gradient is lessened by."""
+    at = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    inside = at < rows
+    b, h, i = at // (heads * n_q), at // n_q % heads, at % n_q
+    offsets = b * stride_gb + h * stride_gh + i * stride_gn
+    d_out = load_rows(grad, offsets, inside, WIDTH, PADDED, True).to(ACC)
+    offsets = b * stride_ob + h * stride_oh + i * stride_on
+    total = tl.sum(d_out * load_rows(out, offsets, inside, WIDTH, PADDED, True).to(ACC), 1)
+    if grad_lse is not None:
         seeing = tl.load(lse + at, mask=inside, other=0.0) > float("-inf")  # rows that see nothing have no gradient
         total -= tl.load(grad_lse + at, mask=inside & seeing, other=0.0)
     tl.store(delta + at, total, mask=inside)
@@ -78,7 +75,7 @@ def _gather(
 def attention_bwd_dkdv_kernel(
     q, k, v, grad, lse, delta, dk, dv, table,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_gb, stride_gh, stride_gn,
+    stride_gb, stride_gh, stride_gn, stride_dkb, stride_dkh, stride_dkn, stride_dvb, stride_dvh, stride_dvn,
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
     CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -127,9 +124,9 @@ def attention_bwd_dkdv_kernel(
                 stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2,
                 WIDTH, PADDED, BM, GROUP, True, TMA, PRECISION,
             )  # fmt: skip
-    at = (bh.to(tl.int64) * n_k + keys) * WIDTH
-    store_rows(dk, at, inside, dk_sum * scale, WIDTH, PADDED)
-    store_rows(dv, at, inside, dv_sum, WIDTH, PADDED)
+    dk, dv = head(dk, b, hk, stride_dkb, stride_dkh), head(dv, b, hk, stride_dvb, stride_dvh)
+    store_rows(dk, keys.to(tl.int64) * stride_dkn, inside, dk_sum * scale, WIDTH, PADDED)
+    store_rows(dv, keys.to(tl.int64) * stride_dvn, inside, dv_sum, WIDTH, PADDED)
 
 
 @triton.jit
@@ -158,7 +155,7 @@ def _scatter(
 def attention_bwd_dq_kernel(
     q, k, v, grad, lse, delta, dq, table,
     stride_qb, stride_qh, stride_qn, stride_kb, stride_kh, stride_kn, stride_vb, stride_vh, stride_vn,
-    stride_gb, stride_gh, stride_gn,
+    stride_gb, stride_gh, stride_gn, stride_dqb, stride_dqh, stride_dqn,
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
     CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -217,4 +214,5 @@ def attention_bwd_dq_kernel(
                 n, limit, from_, below, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,
                 stride_kn, stride_vn, scale_log2, WIDTH, PADDED, BN, True, TMA, PRECISION,
             )  # fmt: skip
-    store_rows(dq, at * WIDTH, inside, dq_sum * scale, WIDTH, PADDED)
+    dq = head(dq, b, hk * GROUP, stride_dqb, stride_dqh)
+    store_rows(dq, packed_offsets(rows, stride_dqh, stride_dqn, GROUP), inside, dq_sum * scale, WIDTH, PADDED)

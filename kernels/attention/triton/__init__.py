@@ -1,0 +1,1 @@
+"""The Triton backend of chunked attention. Imports Triton."""
