@@ -6,25 +6,26 @@ No operator of ours wraps them: their C++ autograd is the fastest there is witho
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
-from mirasol.kernels.combiner.chunks import take_last_m
 from mirasol.kernels.core.precision import accumulate_dtype
 
 
+def last_m(x: Tensor, m: int, boundaries: Tensor | None) -> Tensor:
+    """[B, T, n, d], or [B, N, d] with boundaries [T+1] -> [B, T, m, d]; a view for even chunks."""
+    if boundaries is None:
+        return x.narrow(2, x.shape[2] - m, m)
+    index = boundaries[1:, None].long() + torch.arange(-m, 0, device=x.device)
+    return x.index_select(1, index.flatten()).unflatten(1, index.shape)
+
+
 def combiner_project(
-    x: torch.Tensor,
-    m: int,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    eps: float,
-    norm: str | None,
-    boundaries: torch.Tensor | None,
-) -> torch.Tensor:
+    x: Tensor, m: int, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None,
+    eps: float, norm: str | None, boundaries: Tensor | None,
+) -> Tensor:  # fmt: skip
     """x: [B, T, n, d], or [B, N, d] with boundaries [T+1] -> [B, T, m, d_out]."""
-    rows = take_last_m(x, m, boundaries)
+    rows = last_m(x, m, boundaries)
     if norm == "layer":
         rows = F.layer_norm(rows, rows.shape[-1:], *_affine(rows, norm_weight, norm_bias), eps)
     elif norm == "rms":
@@ -32,9 +33,7 @@ def combiner_project(
     return F.linear(rows, weight, bias)
 
 
-def _affine(
-    rows: torch.Tensor, weight: torch.Tensor | None, bias: torch.Tensor | None
-) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _affine(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """Norm parameters in the dtype with which `F.layer_norm` keeps its statistics in float32.
 
     On a CPU these have the parameters' dtype; on a GPU they are float32 and the parameters must be like the rows.

@@ -5,21 +5,15 @@ from __future__ import annotations
 import itertools
 
 import torch
+from torch import Tensor
 
 from mirasol.kernels.core.precision import accumulate_dtype
 
 
 def combiner_project(
-    x: torch.Tensor,
-    m: int,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    norm_weight: torch.Tensor | None,
-    norm_bias: torch.Tensor | None,
-    eps: float,
-    norm: str | None,
-    boundaries: torch.Tensor | None,
-) -> torch.Tensor:
+    x: Tensor, m: int, weight: Tensor, bias: Tensor | None, norm_weight: Tensor | None, norm_bias: Tensor | None,
+    eps: float, norm: str | None, boundaries: Tensor | None,
+) -> Tensor:  # fmt: skip
     """Normalise every token, project every token, then keep the last m of each chunk.
 
     x: [B, T, n, d], or [B, N, d] with boundaries [T+1] -> [B, T, m, d_out]. The norm is kept in float32 (float64 for
@@ -39,8 +33,6 @@ def combiner_project(
     if bias is not None:
         out = out + bias
     if boundaries is None:
-        chunks = list(out.unbind(1))
-    else:
-        edges = boundaries.tolist()
-        chunks = [out[:, start:end] for start, end in itertools.pairwise(edges)]
+        return out[:, :, out.shape[2] - m :].contiguous()
+    chunks = [out[:, start:end] for start, end in itertools.pairwise(boundaries.tolist())]
     return torch.stack([chunk[:, chunk.shape[1] - m :] for chunk in chunks], dim=1)

@@ -7,8 +7,10 @@ import dataclasses
 import torch
 from torch.nn import functional as F
 
+from devices import DEVICE
 from mirasol.kernels import combiner_project, last_m
 
+BACKENDS = ("torch", "triton")
 NAMES = ("x", "weight", "bias", "norm_weight", "norm_bias")
 NORM_CASES = (
     # norm, norm_weight, norm_bias, bias
@@ -19,6 +21,9 @@ NORM_CASES = (
     ("rms", False, False, False),
     (None, False, False, True),
 )
+EDGES = [0, 5, 8, 19, 24]
+EVEN_CASE = {"T": 3, "n": 7, "m": 2, "d": 20, "d_out": 17}
+UNEVEN_CASE = {"edges": EDGES, "m": 3, "d": 20, "d_out": 17}
 
 
 @dataclasses.dataclass
@@ -50,15 +55,9 @@ class Case:
             rows = F.rms_norm(rows, width, weight, self.eps)
         return F.linear(rows, tensors["weight"], tensors.get("bias"))
 
-    def to(self, dtype: torch.dtype, device: str | None = None) -> Case:
-        def move(tensor: torch.Tensor) -> torch.Tensor:
-            return tensor.to(device=device, dtype=dtype)
-
-        parameters = {name: move(value) for name, value in self.parameters.items()}
-        boundaries = None if self.boundaries is None else self.boundaries.to(device)
-        return dataclasses.replace(
-            self, x=move(self.x), parameters=parameters, grad=move(self.grad), boundaries=boundaries
-        )
+    def to(self, dtype: torch.dtype) -> Case:
+        parameters = {name: value.to(dtype) for name, value in self.parameters.items()}
+        return dataclasses.replace(self, x=self.x.to(dtype), parameters=parameters, grad=self.grad.to(dtype))
 
 
 def make_case(
@@ -73,22 +72,25 @@ def make_case(
     norm_case: tuple[str | None, bool, bool, bool] = NORM_CASES[0],
     dtype: torch.dtype = torch.float32,
 ) -> Case:
-    """Random inputs with a mean that is not zero; uneven chunks where `edges` are given."""
+    """Random inputs on DEVICE with a mean that is not zero; uneven chunks where `edges` are given."""
     norm, with_norm_weight, with_norm_bias, with_bias = norm_case
     boundaries = None
     shape: tuple[int, ...] = (B, T, n, d)
     if edges is not None:
-        boundaries, T, shape = torch.tensor(edges, dtype=torch.int32), len(edges) - 1, (B, edges[-1], d)
-    parameters = {"weight": torch.randn(d_out, d, dtype=dtype) / d**0.5}
+        boundaries = torch.tensor(edges, dtype=torch.int32, device=DEVICE)
+        T, shape = len(edges) - 1, (B, edges[-1], d)
+
+    def normal(*size: int) -> torch.Tensor:
+        return torch.randn(*size, dtype=dtype, device=DEVICE)
+
+    parameters = {"weight": normal(d_out, d) / d**0.5}
     if with_bias:
-        parameters["bias"] = torch.randn(d_out, dtype=dtype)
+        parameters["bias"] = normal(d_out)
     if with_norm_weight:
-        parameters["norm_weight"] = 1 + torch.randn(d, dtype=dtype) / 4
+        parameters["norm_weight"] = 1 + normal(d) / 4
     if with_norm_bias:
-        parameters["norm_bias"] = torch.randn(d, dtype=dtype)
-    x = 0.5 + torch.randn(*shape, dtype=dtype)
-    grad = torch.randn(B, T, m, d_out, dtype=dtype)
-    return Case(x, m, parameters, norm, grad, boundaries)
+        parameters["norm_bias"] = normal(d)
+    return Case(0.5 + normal(*shape), m, parameters, norm, normal(B, T, m, d_out), boundaries)
 
 
 def run(case: Case, backend: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:

@@ -1,82 +1,24 @@
-"""The Triton kernels in the interpreter: parity, memory safety, operators, refusals."""
+"""What only the kernels can get wrong: memory, offsets, configurations, operators; when "auto" takes them."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from combiner.cases import NAMES, NORM_CASES, Case, make_case, run
+from combiner.cases import EVEN_CASE, NAMES, NORM_CASES, UNEVEN_CASE, make_case, run
+from devices import DEVICE, ON_GPU, only_on_gpu
 from mirasol.kernels import combiner_project
-from mirasol.kernels.combiner import ops
-from mirasol.kernels.core.device import interpreted
-from tolerance import assert_close, assert_within_budget
-
-pytestmark = [
-    pytest.mark.skipif(not interpreted(), reason="tests/gpu holds these kernels' tests on a GPU"),
-    pytest.mark.filterwarnings("ignore:Conversion of an array with ndim > 0:DeprecationWarning"),  # the interpreter's
-]
-EDGES = [0, 5, 8, 19, 24]
-SHAPES = [
-    {"T": 3, "n": 7, "m": 2, "d": 8, "d_out": 5},
-    {"T": 2, "n": 20, "m": 20, "d": 40, "d_out": 33},
-    {"edges": EDGES, "m": 3, "d": 20, "d_out": 17},
-]
+from mirasol.kernels.combiner import api, op
+from mirasol.kernels.combiner.triton.config import backward_config, forward_config
+from mirasol.kernels.core.device import INTERPRETER, Target
 
 
-@pytest.mark.parametrize("norm_case", NORM_CASES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_parity_in_float32(shape, norm_case):
-    case = make_case(2, norm_case=norm_case, **shape)
-    _assert_like_reference(case, 1e-6)
-
-
-def test_parity_in_float64():
-    for shape in SHAPES:
-        _assert_like_reference(make_case(2, dtype=torch.float64, **shape), 1e-13)
-
-
-def _assert_like_reference(case: Case, rtol: float) -> None:
-    out, grads = run(case, "triton")
-    expected, expected_grads = run(case.to(torch.float64), "reference")
-    assert_close("out", out, expected, rtol=rtol)
-    for name, grad in grads.items():
-        assert_close(name, grad, expected_grads[name], rtol=rtol)
-        assert grad.dtype == case.x.dtype
-        assert grad.is_contiguous()
-
-
-@pytest.mark.parametrize("norm_case", NORM_CASES, ids=str)
-def test_parity_in_float16(norm_case):
-    case = make_case(2, 3, 9, 4, 72, 40, norm_case=norm_case, dtype=torch.float16)
-    out, grads = run(case, "triton")
-    plain, plain_grads = run(case, "plain")
-    exact, exact_grads = run(case.to(torch.float64), "reference")
-    assert_within_budget("out", out, plain, exact)
-    for name, grad in grads.items():
-        assert_within_budget(name, grad, plain_grads[name], exact_grads[name])
-
-
-def test_a_large_mean_does_no_harm():
-    case = make_case(1, 2, 5, 2, 64, 8, norm_case=("layer", True, False, False))
-    case.x += 1000
-    _assert_like_reference(case, 1e-4)  # float32 itself rounds such an x to 6e-5 of its deviation
-
-
-@pytest.mark.parametrize("norm_case", NORM_CASES, ids=str)
-def test_gradcheck_of_the_kernels(norm_case):
-    case = make_case(1, 2, 4, 2, 4, 3, norm_case=norm_case, dtype=torch.float64)
-    names = list(case.tensors())
-    tensors = [tensor.clone().requires_grad_() for tensor in case.tensors().values()]
-    torch.autograd.gradcheck(
-        lambda *t: case.call("triton", **dict(zip(names, t, strict=True))), tensors, fast_mode=True
-    )
-
-
-@pytest.mark.parametrize("uneven", [False, True])
-def test_every_element_of_every_output_is_written(uneven, monkeypatch):
-    case = make_case(2, edges=EDGES, m=3, d=20, d_out=17) if uneven else make_case(2, 3, 7, 2, 20, 17)
+@pytest.mark.parametrize("shape", [EVEN_CASE, UNEVEN_CASE], ids=["even", "uneven"])
+def test_every_element_of_every_output_is_written(shape, monkeypatch):
+    case = make_case(2, **shape)
     expected, expected_grads = run(case, "triton")
     empty, new_empty = torch.empty, torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: _poison(empty(*a, **k)))
@@ -93,113 +35,159 @@ def _poison(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
 
-@pytest.mark.parametrize("uneven", [False, True])
-def test_nothing_is_read_outside_the_inputs(uneven):
-    case = make_case(2, edges=EDGES, m=3, d=20, d_out=17) if uneven else make_case(2, 3, 7, 2, 20, 17)
+@pytest.mark.parametrize("edges", [[0, 1, 24], [0, 40, 60], [-9, -4, 24]], ids=str)
+def test_boundaries_that_nobody_checked_reach_nothing_outside(edges):
+    """On a GPU they are not read: whatever they hold, the operators stay within x and its gradient."""
+    case = make_case(1, edges=[0, 12, 24], m=3, d=20, d_out=17)
+    boundaries = torch.tensor(edges, dtype=torch.int32, device=DEVICE)
+    wide = torch.full((3, 24, 20), float("nan"), device=DEVICE)
+    wide[1] = case.x[0]
+    weight, bias, norm_weight, norm_bias = case.parameters.values()
+    x = wide[1:2]
+    out = op.combiner_project_fwd(x, 3, weight, bias, norm_weight, norm_bias, 1e-6, "layer", boundaries)
+    grad_y = torch.randn(6, 20, device=DEVICE)
+    found = op.combiner_project_bwd_rows(grad_y, x, 3, norm_weight, norm_bias, 1e-6, "layer", boundaries, [True] * 3)
+    assert all(tensor.isfinite().all() for tensor in (out, *found))
+
+
+def test_offsets_beyond_2_to_the_31():
+    x = torch.empty(3, 1, 1, 1 << 30, dtype=torch.float16, device=DEVICE)[..., :16]  # untouched pages cost nothing
+    case = make_case(3, 1, 1, 1, 16, 5, dtype=torch.float16)
     expected, expected_grads = run(case, "triton")
-    case.x = _amid_nan(case.x)
-    case.x[..., : EDGES[1] - 3 if uneven else -2, :] = float("nan")  # tokens before the last m
-    case.parameters = {name: _amid_nan(value) for name, value in case.parameters.items()}
+    case.x = x.copy_(case.x)
     out, grads = run(case, "triton")
     assert torch.equal(out, expected)
-    for name, grad in grads.items():
-        assert torch.equal(grad, expected_grads[name]), name
-
-
-def _amid_nan(tensor: torch.Tensor) -> torch.Tensor:
-    wide = F.pad(tensor, (2, 3) * tensor.ndim, value=float("nan"))
-    return wide[tuple(slice(2, 2 + size) for size in tensor.shape)]
-
-
-LAYOUTS = {
-    "transposed": lambda x: x.transpose(0, 1).contiguous().transpose(0, 1),
-    "expanded": lambda x: x[:1, :1].expand(x.shape),
-    "strided last dimension": lambda x: x.repeat_interleave(2, -1)[..., ::2],
-}
-
-
-@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
-def test_strided_inputs(layout):
-    case = make_case(2, 3, 7, 2, 8, 5)
-    case.x = layout(case.x)
-    assert not case.x.is_contiguous()
-    _assert_like_reference(case, 1e-6)
-
-
-def test_a_strided_gradient():
-    case = make_case(2, 3, 7, 2, 8, 5)
-    case.grad = torch.ones(()).expand(case.grad.shape)
-    _assert_like_reference(case, 1e-6)
-
-
-def test_empty_batch():
-    out, grads = run(make_case(0, 3, 7, 2, 8, 5), "triton")
-    assert out.shape == (0, 3, 2, 5)
-    assert torch.equal(grads["weight"], torch.zeros(5, 8))
-    assert grads["x"].shape == (0, 3, 7, 8)
-
-
-def test_only_asked_for_gradients_are_computed():
-    case = make_case(2, 3, 7, 2, 8, 5)
-    _, all_grads = run(case, "triton")
     for name in NAMES:
-        tensors = {key: value.detach().clone() for key, value in case.tensors().items()}
-        tensors[name].requires_grad_()
-        out = combiner_project(m=case.m, **tensors, backend="triton")
-        with FlopCounterMode(display=False) as flops:
-            out.backward(case.grad)
-        assert torch.equal(tensors[name].grad, all_grads[name])
-        assert all(value.grad is None for key, value in tensors.items() if key != name)
-        assert flops.get_total_flops() == (0 if name == "bias" else 2 * out.numel() * 8)
+        assert torch.equal(grads[name], expected_grads[name]), name
 
 
-def test_flops_are_those_of_the_torch_backend():
+def test_float32_products_follow_the_precision_of_torch():
     case = make_case(2, 3, 7, 2, 8, 5)
-    counts = []
-    for backend in ("torch", "triton"):
-        with FlopCounterMode(display=False) as flops:
-            run(case, backend)
-        counts.append(flops.get_total_flops())
-    assert counts[0] == counts[1] == 3 * 2 * (2 * 3 * 2) * 8 * 5
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # from here on torch refuses to read allow_tf32
+        assert case.call("triton").shape == (2, 3, 2, 5)
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
 
 
-@pytest.mark.parametrize("norm_case", [NORM_CASES[0], NORM_CASES[3], NORM_CASES[5]], ids=str)
-@pytest.mark.parametrize("uneven", [False, True])
-def test_opcheck(norm_case, uneven):
-    shape = {"edges": EDGES} if uneven else {"T": 3, "n": 6}
-    case = make_case(2, m=2, d=4, d_out=3, norm_case=norm_case, **shape)
-    weight, bias, norm_weight, norm_bias = (case.parameters.get(name) for name in NAMES[1:])
-    norm = case.norm or "none"
-    for x in (case.x, case.x.transpose(0, 1).contiguous().transpose(0, 1))[: 1 if uneven else 2]:
-        forward = (x, case.m, weight, bias, norm_weight, norm_bias, case.eps, norm, case.boundaries)
-        torch.library.opcheck(ops.combiner_project_fwd, forward)
-        _, mean, rstd = ops.combiner_project_fwd(*forward)
-        needs = [True, True, True, norm_weight is not None, norm_bias is not None]
-        for asked in (needs, [False] * 5):
-            backward = (case.grad, x, mean, rstd, case.m, weight, norm_weight, norm_bias, norm, case.boundaries, asked)
-            torch.library.opcheck(ops.combiner_project_bwd, backward)
+@pytest.mark.parametrize("d", [0, 8193])
+def test_a_width_beyond_the_registers_is_refused(d):
+    with pytest.raises(ValueError, match=f"a width d of 1 to 8192, x has {d}"):
+        combiner_project(torch.zeros(1, 1, 2, d), 1, torch.zeros(1, d), backend="triton")
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
-@pytest.mark.parametrize("uneven", [False, True])
-def test_compiled_is_eager(uneven, dynamic):
-    torch._dynamo.reset()
-    case = make_case(1, edges=EDGES, m=2, d=4, d_out=3) if uneven else make_case(2, 3, 6, 2, 4, 3)
-    compiled = torch.compile(combiner_project, fullgraph=True, dynamic=dynamic, backend="aot_eager")
-    tensors = {name: value.clone().requires_grad_() for name, value in case.tensors().items()}
-    out = compiled(m=case.m, boundaries=case.boundaries, backend="triton", **tensors)
-    grads = torch.autograd.grad(out, list(tensors.values()), case.grad)
-    expected, expected_grads = run(case, "triton")
-    assert torch.equal(out, expected)
-    for name, grad in zip(tensors, grads, strict=True):
-        assert torch.equal(grad, expected_grads[name])
-
-
+@pytest.mark.skipif(ON_GPU, reason="a GPU computes in bfloat16")
 def test_bfloat16_is_refused_by_the_interpreter():
     with pytest.raises(ValueError, match="interpreter does not compute in bfloat16"):
         make_case(1, 1, 3, 2, dtype=torch.bfloat16).call("triton")
 
 
-def test_a_width_beyond_the_registers_is_refused():
-    with pytest.raises(ValueError, match="a width d of at most 8192, x has 8193"):
-        make_case(1, 1, 2, 1, 8193, 1).call("triton")
+@pytest.mark.parametrize(
+    ("norm_case", "uneven"), [(NORM_CASES[0], True), (NORM_CASES[3], False), (NORM_CASES[5], True)], ids=str
+)
+def test_opcheck(norm_case, uneven):
+    shape = {"edges": [0, 3, 8]} if uneven else {"T": 3, "n": 6}
+    case = make_case(2, m=2, d=4, d_out=3, norm_case=norm_case, **shape)
+    weight, bias, norm_weight, norm_bias = (case.parameters.get(name) for name in NAMES[1:])
+    norm, x = case.norm or "none", case.x.transpose(0, 1).contiguous().transpose(0, 1)
+    forward = (x, case.m, weight, bias, norm_weight, norm_bias, case.eps, norm, case.boundaries)
+    torch.library.opcheck(op.combiner_project_fwd, forward)
+    grad_y = torch.randn(case.grad[..., 0].numel(), 4, device=DEVICE)
+    arguments = (x, case.m, norm_weight, norm_bias, case.eps, norm, case.boundaries)
+    for grad, needs in ((grad_y, [True, True, norm_weight is not None]), (None, [False, True, False])):
+        torch.library.opcheck(op.combiner_project_bwd_rows, (grad, *arguments, needs))
+    if uneven and not ON_GPU:
+        torch.library.opcheck(op.checked_boundaries, (case.boundaries, 2, 8))
+
+
+def test_auto_takes_the_kernels_for_training_with_many_16_bit_rows_on_a_gpu():
+    def wins(rows: int = 32, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, trained: bool = True) -> bool:
+        with FakeTensorMode():
+            x = torch.empty(4, 16, 390, 64, device=device, dtype=dtype, requires_grad=trained)
+            return api._kernels_win(x, rows, None)
+
+    assert wins()
+    assert not wins(rows=31)
+    assert not wins(device="cpu")
+    assert not wins(dtype=torch.float32)
+    assert not wins(trained=False)
+    with torch.no_grad():
+        assert not wins()
+
+
+TARGETS = [
+    Target(80, "cuda", 108, 166912),
+    Target(89, "cuda", 128, 101376),
+    Target(90, "cuda", 132, 232448),
+    Target(103, "cuda", 148, 232448),
+    Target(120, "cuda", 170, 101376),
+    Target(0, "hip", 304, 65536),
+    INTERPRETER,
+]
+targets = st.sampled_from(TARGETS)
+sizes = st.integers(1, 1 << 20)
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(1, 8192), st.sampled_from([2, 4]), st.booleans(), targets)
+def test_forward_config_fits_the_device(rows, d_out, element_size, aligned, target):
+    config = forward_config(rows, d_out, element_size, aligned, target)
+    assert config.stages >= (1 if target is INTERPRETER else 2)
+    assert config.shared_memory(element_size) < target.shared_memory
+
+
+def test_forward_config_at_the_shapes_of_the_model():
+    def blocks(target: Target) -> list[tuple[int, int]]:
+        configs = [forward_config(rows, 1024, 2, True, target) for rows in (32, 512, 2048, 8192)]
+        return [(config.rows, config.columns) for config in configs]
+
+    assert blocks(TARGETS[2]) == [(64, 64), (64, 64), (128, 128), (128, 256)]
+    assert blocks(TARGETS[1]) == [(64, 64), (64, 64), (128, 128), (128, 128)]
+
+
+@settings(deadline=None)
+@given(sizes, st.integers(1, 8192), targets)
+def test_backward_config_holds_a_row_and_bounds_the_partial_sums(rows, d, target):
+    block, width, programs, _ = backward_config(rows, d, target)
+    assert d <= width < max(2 * d, 17)
+    assert width & (width - 1) == 0
+    assert 1 <= programs <= 4 * target.multiprocessors
+    assert block * width <= max(4096, 2 * width)
+
+
+@only_on_gpu
+def test_auto_is_the_kernels_in_training():
+    case = make_case(4, 16, 60, 32, 768, 512, dtype=torch.bfloat16)
+    assert torch.equal(run(case, "auto")[1]["x"], run(case, "triton")[1]["x"])
+
+
+@only_on_gpu
+def test_ten_runs_are_bitwise_equal():
+    case = make_case(8, 16, 60, 32, 1024, 1024, dtype=torch.bfloat16)
+    out, grads = run(case, "triton")
+    for _ in range(9):
+        again, again_grads = run(case, "triton")
+        assert torch.equal(again, out)
+        assert all(torch.equal(again_grads[name], grads[name]) for name in grads)
+
+
+@only_on_gpu
+def test_a_captured_graph_replays():
+    case = make_case(1, 16, 390, 32, 768, 1024, dtype=torch.bfloat16)
+    case.call("triton")
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = case.call("triton")
+    case.x.normal_()
+    graph.replay()
+    assert torch.equal(out, case.call("triton"))
+
+
+@only_on_gpu
+def test_sanitizer_combiner():
+    """What compute-sanitizer runs in `make gpu`."""
+    case = make_case(2, 3, 50, 7, 96, 80, dtype=torch.bfloat16)
+    run(case, "triton")
+    torch.cuda.synchronize()
