@@ -138,15 +138,15 @@ def summary(config: Config, parts: list[int], k: int, chunks: int) -> int:
 def latent_query(config: Config, parts: list[int], k: int, chunks: int) -> int:
     """Attention of k learned queries as the `torch` backend computes it.
 
-    Keys are never projected where that is less work (heads x k < d): the queries go through the keys' weights once,
-    and the values are projected after pooling, once for each part.
+    Keys are never projected where that is no more work (heads x k <= d + k): the queries go through the keys' weights
+    once, and the values are projected after pooling.
     """
     d, heads, tokens = config.combiner_dim, config.combiner_heads, sum(parts)
     ask = linear(k, d, d)  # a product of the k queries with a d x d matrix
-    shift = linear(k, d, 1)  # with the keys' bias
-    if heads * k < d:
-        return 2 * ask + shift + chunks * (heads * attention(k * tokens, d) + len(parts) * ask + ask)
-    return ask + shift + chunks * (linear(tokens, d, 2 * d) + attention(k * tokens, d) + ask)
+    if heads * k <= d + k:
+        shift = linear(k, d, 1)  # the queries with the keys' bias
+        return 2 * ask + shift + chunks * (heads * attention(k * tokens, d) + 2 * ask)
+    return ask + chunks * (linear(tokens, d, 2 * d) + attention(k * tokens, d) + ask)
 
 
 def process(config: Config) -> int:

@@ -1,13 +1,14 @@
 """Token Turing Machine operators against eager PyTorch written as the official code is, and the same compiled.
 
-Every variant runs the same process unit, of the same weights; only reading, writing and the recurrence differ. "scan"
-has a Transformer layer as process unit, "recurrence" a tanh, so that what differs is not hidden behind what does not.
+Every variant runs the same process unit, of the same weights; only reading, writing and the recurrence differ, and
+whether the unit is compiled, which the name says. "scan" has a Transformer layer as process unit, "recurrence" a tanh,
+so that what differs is not hidden behind what does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -179,6 +180,13 @@ def _operator(op: str, shape: Shape, mode: str, settings: Settings) -> list[Row]
         fast = compiled(f"{EAGER}, compiled", work.step, graded, settings, wrap=looped)
     else:
         fast = compiled(f"{EAGER}, compiled", eager, graded, settings, wrap=lambda f: wrap(f, graded, grad))
+    if op == "scan":  # the peer's process unit is compiled with its step, so ours is too
+
+        def around(process: Callable[[Tensor], Tensor]) -> Callable[[], Any]:
+            return wrap(partial(_Work(shape, process).ours, op, "auto"), graded, grad)
+
+        unit = compiled("mirasol, process compiled", work.process, [inputs[2]], settings, wrap=around)
+        fast += [replace(variant, role="ours") for variant in unit]
     backends = ("triton", "torch") if settings.device.type == "cuda" else ("torch",)
     calls = {f"mirasol, {b}": partial(wrap, partial(work.ours, op, b), graded, grad) for b in backends}
     calls[EAGER] = partial(wrap, eager, graded, grad)

@@ -7,14 +7,12 @@ from typing import Any, Literal
 
 import torch
 
-from ..core.checks import expect, expect_shape, expect_tensor
-from ..core.device import triton_refusals
-from ..core.dispatch import Backend, choose_backend
-from . import erase_add, reference, scan
-from .configs import latent_query_refusals, size_refusals
-from .params import (
+from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor, refuse
+from mirasol.kernels.core.device import triton_refusals
+from mirasol.kernels.core.dispatch import Backend, autocast, choose_backend
+from mirasol.kernels.ttm import recurrence, reference
+from mirasol.kernels.ttm.params import (
     EraseAddParams,
-    LatentQueryParams,
     SummaryParams,
     TokenLearnerParams,
     WriteParams,
@@ -22,7 +20,7 @@ from .params import (
     check_summary,
     summary_size,
 )
-from .summaries import partial_size
+from mirasol.kernels.ttm.pool.triton.config import size_refusals
 
 Process = Callable[[torch.Tensor], torch.Tensor]
 Form = Literal["auto", "parallel", "stepwise"]
@@ -39,7 +37,8 @@ def ttm_read(
         inputs: [B, n, d], dtype and device of `memory`; any strides with a contiguous last dimension.
         params: TokenLearnerParams, LatentQueryParams or MeanPoolParams for r tokens, in the dtype of `memory`;
             positions, if given, are [s + n, d].
-        backend: "auto", "triton", "torch" or "reference".
+        backend: "auto", "triton", "torch" or "reference". Under "triton" means, and latent queries of more than 1,024
+            rows of heads times queries or of less work the other way, run as PyTorch's matrix products.
     Returns:
         [B, r, d], contiguous, dtype of `memory` (of autocast where that is on).
     Raises:
@@ -49,11 +48,11 @@ def ttm_read(
     """
     memory, inputs, params = _lower(memory, inputs, params)
     _check_tokens(memory, inputs, "B n d")
-    check_summary("params", params, memory.shape[1] + inputs.shape[1], memory)
+    params = check_summary("params", params, memory.shape[1] + inputs.shape[1], memory)
     chosen = _backend("ttm_read", backend, [memory, inputs], params)
     if chosen == "reference":
         return reference.ttm_read(memory, inputs, params)
-    return scan.read(memory, inputs, params, chosen)
+    return recurrence.summarise(params, [memory, inputs], chosen)
 
 
 def ttm_write(
@@ -71,7 +70,8 @@ def ttm_write(
         outputs: [B, r, d], the processed tokens; inputs: [B, n, d]; dtype and device of `memory`.
         params: TokenLearnerParams, LatentQueryParams or MeanPoolParams for s tokens, or EraseAddParams (which does not
             look at the inputs); positions, if given, are [s + n + r, d] in the order memory, inputs, outputs.
-        backend: "auto", "triton", "torch" or "reference".
+        backend: as for `ttm_read`; the erase-add update runs in PyTorch under "triton" too, so that summaries beside it
+            in a scan keep their kernels.
     Returns:
         [B, s, d], contiguous, dtype of `memory` (of autocast where that is on).
     Raises:
@@ -82,11 +82,11 @@ def ttm_write(
     memory, outputs, inputs, params = _lower(memory, outputs, inputs, params)
     _check_tokens(memory, inputs, "B n d")
     _check_outputs("outputs", outputs, memory)
-    _check_write("params", params, memory, inputs.shape[1], outputs.shape[1])
+    params = _check_write("params", params, memory, inputs.shape[1], outputs.shape[1])
     chosen = _backend("ttm_write", backend, [memory, outputs, inputs], params)
     if chosen == "reference":
         return reference.ttm_write(memory, outputs, inputs, params)
-    return scan.write(memory, outputs, inputs, params, chosen)
+    return recurrence.summarise(params, [memory, inputs, outputs], chosen)
 
 
 def ttm_scan(
@@ -123,9 +123,8 @@ def ttm_scan(
     memory, inputs, read_params, write_params, times = _lower(memory, inputs, read_params, write_params, times)
     _check_tokens(memory, inputs, "B T n d")
     chunks, n = inputs.shape[1:3]
-    check_summary("read_params", read_params, memory.shape[1] + n, memory)
-    read_size = summary_size(read_params)
-    _check_write("write_params", write_params, memory, n, read_size)
+    read_params = check_summary("read_params", read_params, memory.shape[1] + n, memory)
+    write_params = _check_write("write_params", write_params, memory, n, summary_size(read_params))
     expect(form in FORMS, "form", f"be one of {', '.join(FORMS)}", form)
     if not callable(process):
         raise TypeError(f"process must be callable, was {type(process).__name__}")
@@ -135,18 +134,17 @@ def ttm_scan(
         inputs = inputs + times[:, None]
 
     def checked(z: torch.Tensor) -> torch.Tensor:
-        out = _lower(process(z))[0]
-        _check_outputs("what process returns", out, memory)
-        expect_shape("what process returns", out, z.shape, "[B, r, d]")
+        (out,) = autocast(process(z))
+        if not isinstance(out, torch.Tensor) or (out.shape, out.dtype, out.device) != (z.shape, z.dtype, z.device):
+            _check_outputs("what process returns", out, memory)
+            expect_shape("what process returns", out, z.shape, "[B, r, d]")
         return out
 
     chosen = _backend("ttm_scan", backend, [memory, inputs], read_params, write_params)
     if chosen == "reference":
         outputs, memories = reference.ttm_scan(memory, inputs, read_params, checked, write_params)
         return outputs, memories if return_memories else memories[:, -1]
-    kept = partial_size(read_params, chosen) + partial_size(write_params, chosen)
-    chosen_form = scan.choose_form(inputs, kept, chosen) if form == "auto" else form
-    out, mem = scan.scan(memory, inputs, read_params, checked, write_params, chosen_form, chosen)
+    out, mem = recurrence.scan(memory, inputs, read_params, checked, write_params, form, chosen)
     return torch.stack(out, dim=1), torch.stack(mem, dim=1) if return_memories else mem[-1]
 
 
@@ -197,7 +195,8 @@ def group_tokens(tokens: torch.Tensor, groups: int) -> torch.Tensor:
         xGen-MM-Vid (BLIP-3-Video), arXiv 2410.16267, section 2: separate memories for groups of tokens.
     """
     expect(tokens.ndim >= 3, "tokens", "be [B, ..., n, d]", tokens)
-    expect(groups >= 1 and tokens.shape[-2] % groups == 0, "groups", f"divide n = {tokens.shape[-2]}", groups)
+    groups = expect_int("groups", groups)
+    expect(tokens.shape[-2] % groups == 0, "groups", f"divide n = {tokens.shape[-2]}", groups)
     split = tokens.unflatten(-2, (groups, -1))
     return split.movedim(-3, 1).flatten(0, 1).contiguous()
 
@@ -214,59 +213,52 @@ def ungroup_tokens(tokens: torch.Tensor, groups: int) -> torch.Tensor:
         ValueError: `groups` does not divide B G, or `tokens` has fewer than three dimensions.
     """
     expect(tokens.ndim >= 3, "tokens", "be [B G, ..., n / G, d]", tokens)
-    expect(groups >= 1 and tokens.shape[0] % groups == 0, "groups", f"divide B G = {tokens.shape[0]}", groups)
+    groups = expect_int("groups", groups)
+    expect(tokens.shape[0] % groups == 0, "groups", f"divide B G = {tokens.shape[0]}", groups)
     return tokens.unflatten(0, (-1, groups)).movedim(1, -3).flatten(-3, -2).contiguous()
 
 
 def _backend(op: str, backend: str, tensors: Sequence[torch.Tensor], *params: WriteParams) -> str:
-    """Under "auto" an erase-add write of sizes that its kernels do not serve runs in PyTorch beside the summaries."""
+    """Only TokenLearners may be refused for their sizes: what else the kernels do not hold runs as matrix products."""
     refusals = triton_refusals(*tensors)
     for given in params:
         if isinstance(given, TokenLearnerParams):
-            refusals += size_refusals([given])
-        elif isinstance(given, LatentQueryParams):
-            refusals += latent_query_refusals(given)
-        elif isinstance(given, EraseAddParams) and backend == "triton":
-            refusals += erase_add.size_refusals(given)
+            refusals += size_refusals(given.w2.shape[0], given.w1.shape[0], given.w1.shape[1], given.w1.dtype)
     return choose_backend(op, backend, tensors[0].device.type == "cuda", refusals)
 
 
 def _lower(*values: Any) -> Any:
-    """Cast tensors, also inside parameters, to the autocast dtype where autocast is on."""
-    kind = next((v.device.type for v in values if isinstance(v, torch.Tensor)), "meta")
-    if kind == "meta" or not torch.is_autocast_enabled(kind):
-        return values
-    return _cast(values, torch.get_autocast_dtype(kind))
-
-
-def _cast(value: Any, dtype: torch.dtype) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.to(dtype) if value.is_floating_point() and value.dtype != torch.float64 else value
-    if isinstance(value, tuple):
-        cast = [_cast(v, dtype) for v in value]
-        return type(value)(*cast) if hasattr(value, "_fields") else tuple(cast)
-    return value
+    """Tensors, also inside parameters, in the autocast dtype where autocast is on."""
+    flat, spec = torch.utils._pytree.tree_flatten(values)
+    return torch.utils._pytree.tree_unflatten(autocast(*flat), spec)
 
 
 def _check_tokens(memory: torch.Tensor, inputs: torch.Tensor, dims: str) -> None:
     expect_tensor("memory", memory, "B s d")
     expect_tensor("inputs", inputs, dims, like=memory)
-    expect(inputs.shape[0] == memory.shape[0], "inputs", f"have B = {memory.shape[0]} like memory", inputs)
-    expect(inputs.shape[-1] == memory.shape[2], "inputs", f"have d = {memory.shape[2]} like memory", inputs)
+    _check_like("inputs", inputs, memory)
     for name, value in (("memory", memory), ("inputs", inputs)):
         expect(value.numel() > 0, name, "not be empty", value)
 
 
+def _check_like(name: str, value: torch.Tensor, memory: torch.Tensor) -> None:
+    """Sizes are put into words only where they differ: that alone would fix a size for the compiler."""
+    for symbol, dim in (("B", 0), ("d", -1)):
+        if value.shape[dim] != memory.shape[dim]:
+            refuse(name, f"have {symbol} = {memory.shape[dim]} like memory", value)
+
+
 def _check_outputs(name: str, outputs: torch.Tensor, memory: torch.Tensor) -> None:
     expect_tensor(name, outputs, "B r d", like=memory)
-    expect(outputs.shape[0] == memory.shape[0], name, f"have B = {memory.shape[0]} like memory", outputs)
-    expect(outputs.shape[2] == memory.shape[2], name, f"have d = {memory.shape[2]} like memory", outputs)
+    _check_like(name, outputs, memory)
+    expect(outputs.numel() > 0, name, "not be empty", outputs)
 
 
-def _check_write(name: str, params: WriteParams, memory: torch.Tensor, inputs: int, read_size: int) -> None:
+def _check_write(name: str, params: WriteParams, memory: torch.Tensor, inputs: int, read_size: int) -> WriteParams:
     if isinstance(params, EraseAddParams):
         check_erase_add(name, params, read_size, memory)
-        return
-    check_summary(name, params, memory.shape[1] + inputs + read_size, memory)
-    size, s = summary_size(params), memory.shape[1]
-    expect(size == s, name, f"give s = {s} tokens, as many as memory has", size)
+        return params
+    params = check_summary(name, params, memory.shape[1] + inputs + read_size, memory)
+    if summary_size(params) != memory.shape[1]:
+        refuse(name, f"give s = {memory.shape[1]} tokens, as many as memory has", summary_size(params))
+    return params

@@ -6,10 +6,8 @@ call them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 
-
-def summary_flops(batch: int, tokens: int, d: int, hidden: Sequence[int], k: Sequence[int]) -> int:
+def summary_flops(batch: int, tokens: int, d: int, hidden: int, k: int) -> int:
     """Forward of a TokenLearner summary of `tokens` tokens, or of a part of them.
 
     Scores cost d x hidden and hidden x k a token, the weighted sum k x d. The work of a part of the tokens is
@@ -17,17 +15,17 @@ def summary_flops(batch: int, tokens: int, d: int, hidden: Sequence[int], k: Seq
 
     Args:
         batch: B; tokens: p; d: their width.
-        hidden, k: width of the score network and tokens of the summary, one entry a summary of the same tokens.
+        hidden, k: width of the score network, and tokens of the summary.
     """
-    return 2 * batch * tokens * sum(d * h + h * n + n * d for h, n in zip(hidden, k, strict=True))
+    return 2 * batch * tokens * (d * hidden + hidden * k + k * d)
 
 
 def summary_backward_flops(
     batch: int,
     tokens: int,
     d: int,
-    hidden: Sequence[int],
-    k: Sequence[int],
+    hidden: int,
+    k: int,
     tokens_with_grad: int | None = None,
     scores_again: bool = False,
 ) -> int:
@@ -41,9 +39,7 @@ def summary_backward_flops(
     """
     with_grad = tokens if tokens_with_grad is None else tokens_with_grad
     products = 3 if scores_again else 2
-    for_all = sum(n * d + products * h * n + h * d for h, n in zip(hidden, k, strict=True))
-    for_tokens = sum(n * d + h * d for h, n in zip(hidden, k, strict=True))
-    return 2 * batch * (tokens * for_all + with_grad * for_tokens)
+    return 2 * batch * (tokens * (k * d + products * hidden * k + hidden * d) + with_grad * (k + hidden) * d)
 
 
 def linear_summary_flops(batch: int, tokens: int, d: int, rows: int) -> int:
@@ -65,6 +61,6 @@ def scan_flops(
         batch: B; chunks: T; inputs: n, tokens a chunk; d: their width; memory: s; read: r.
         hidden: widths of the read's and the write's score networks.
     """
-    reading = summary_flops(batch, memory + inputs, d, hidden[:1], [read])
-    writing = summary_flops(batch, memory + inputs + read, d, hidden[1:], [memory])
+    reading = summary_flops(batch, memory + inputs, d, hidden[0], read)
+    writing = summary_flops(batch, memory + inputs + read, d, hidden[1], memory)
     return chunks * (reading + writing)

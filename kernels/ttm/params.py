@@ -6,11 +6,12 @@ are stored as `torch.nn.Linear` stores them, [out, in].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
 
-from ..core.checks import expect, expect_int, expect_shape, expect_tensor
+from mirasol.kernels.core.checks import expect, expect_bool, expect_int, expect_shape, expect_tensor
 
 
 class TokenLearnerParams(NamedTuple):
@@ -104,74 +105,82 @@ def summary_size(params: SummaryParams) -> int:
     return params.k
 
 
-def check_summary(name: str, params: SummaryParams, tokens: int, like: torch.Tensor) -> None:
-    """Check the parameters of a summary of `tokens` tokens of the width, dtype and device of `like` [..., d]."""
+def check_summary(name: str, params: SummaryParams, tokens: int, like: torch.Tensor) -> SummaryParams:
+    """Check the parameters of a summary of `tokens` tokens of the width, dtype and device of `like` [..., d].
+
+    Returns them with whole numbers as Python's.
+    """
     d = like.shape[-1]
     if isinstance(params, TokenLearnerParams):
         _check_norm(name, "norm", params.norm_weight, params.norm_bias, like)
         _check_mlp(name, "", MlpParams(params.w1, params.b1, params.w2, params.b2), d, None, like)
     elif isinstance(params, LatentQueryParams):
-        _check_latent_query(name, params, like)
+        params = _check_latent_query(name, params, like)
     elif isinstance(params, MeanPoolParams):
-        expect_int(f"{name}.k", params.k)
+        params = params._replace(k=expect_int(f"{name}.k", params.k))
     else:
         kinds = ", ".join(kind.__name__ for kind in SUMMARIES)
         raise TypeError(f"{name} must be one of {kinds}, was {type(params).__name__}")
     if params.positions is not None:
-        expect_tensor(f"{name}.positions", params.positions, "p d", like=like)
-        expect_shape(f"{name}.positions", params.positions, (tokens, d), "[tokens of all sources, d]")
+        _check(f"{name}.positions", params.positions, "p d", (tokens, d), "[tokens of all sources, d]", like)
+    return params
 
 
 def check_erase_add(name: str, params: EraseAddParams, read_size: int, like: torch.Tensor) -> None:
     """Check the parameters of an erase-add write of `read_size` output tokens; `like` is the memory [B, s, d]."""
     d = like.shape[-1]
-    slots = params.select.w2.shape[0]
     for part, weight, bias in (
         ("select_norm", params.select_norm_weight, params.select_norm_bias),
         ("erase_norm", params.erase_norm_weight, params.erase_norm_bias),
         ("add_norm", params.add_norm_weight, params.add_norm_bias),
     ):
         _check_norm(name, part, weight, bias, like)
+    slots = _check_mlp(name, "select", params.select, d, None, like)
     for part, mlp, inside, outside in (
-        ("select.", params.select, d, slots),
-        ("erase_tokens.", params.erase_tokens, read_size, slots),
-        ("erase_channels.", params.erase_channels, d, d),
-        ("add_tokens.", params.add_tokens, read_size, slots),
-        ("add_channels.", params.add_channels, d, d),
+        ("erase_tokens", params.erase_tokens, read_size, slots),
+        ("erase_channels", params.erase_channels, d, d),
+        ("add_tokens", params.add_tokens, read_size, slots),
+        ("add_channels", params.add_channels, d, d),
     ):
         _check_mlp(name, part, mlp, inside, outside, like)
+    expect_bool(f"{name}.official", params.official)
+
+
+def _check(
+    name: str, value: torch.Tensor, dims: str, shape: Sequence[int | None], meaning: str, like: torch.Tensor
+) -> None:
+    """Kind, dtype, device and shape of a tensor that is not empty; None in `shape`: any size."""
+    expect_tensor(name, value, dims, like=like)
+    expect_shape(name, value, [n if n is not None else value.shape[i] for i, n in enumerate(shape)], meaning)
+    expect(value.numel() > 0, name, "not be empty", value)
 
 
 def _check_norm(name: str, part: str, weight: torch.Tensor, bias: torch.Tensor, like: torch.Tensor) -> None:
     for kind, value in (("weight", weight), ("bias", bias)):
-        expect_tensor(f"{name}.{part}_{kind}", value, "d", like=like)
-        expect_shape(f"{name}.{part}_{kind}", value, like.shape[-1:], "[d]")
+        _check(f"{name}.{part}_{kind}", value, "d", like.shape[-1:], "[d]", like)
 
 
-def _check_mlp(name: str, part: str, mlp: MlpParams, inside: int, outside: int | None, like: torch.Tensor) -> None:
-    """`outside` None: any number of outputs."""
-    for field, dims in (("w1", "hidden in"), ("b1", "hidden"), ("w2", "out hidden"), ("b2", "out")):
-        expect_tensor(f"{name}.{part}{field}", getattr(mlp, field), dims, like=like)
+def _check_mlp(name: str, part: str, mlp: MlpParams, inside: int, outside: int | None, like: torch.Tensor) -> int:
+    """`outside` None: any number of outputs, which is returned."""
+    name = f"{name}.{part}" if part else name
+    if not isinstance(mlp, MlpParams):
+        raise TypeError(f"{name} must be MlpParams, was {type(mlp).__name__}")
+    _check(f"{name}.w1", mlp.w1, "hidden in", (None, inside), "[hidden, in]", like)
     hidden = mlp.w1.shape[0]
-    outside = mlp.w2.shape[0] if outside is None else outside
-    for field, shape, meaning in (
-        ("w1", (hidden, inside), "[hidden, in]"),
-        ("b1", (hidden,), "[hidden]"),
-        ("w2", (outside, hidden), "[out, hidden]"),
-        ("b2", (outside,), "[out]"),
-    ):
-        expect_shape(f"{name}.{part}{field}", getattr(mlp, field), shape, meaning)
+    _check(f"{name}.b1", mlp.b1, "hidden", (hidden,), "[hidden]", like)
+    _check(f"{name}.w2", mlp.w2, "out hidden", (outside, hidden), "[out, hidden]", like)
+    outside = mlp.w2.shape[0]
+    _check(f"{name}.b2", mlp.b2, "out", (outside,), "[out]", like)
+    return outside
 
 
-def _check_latent_query(name: str, params: LatentQueryParams, like: torch.Tensor) -> None:
+def _check_latent_query(name: str, params: LatentQueryParams, like: torch.Tensor) -> LatentQueryParams:
     d = like.shape[-1]
-    expect_tensor(f"{name}.queries", params.queries, "k d", like=like)
-    expect_shape(f"{name}.queries", params.queries, (params.queries.shape[0], d), "[k, d]")
+    _check(f"{name}.queries", params.queries, "k d", (None, d), "[k, d]", like)
     for field in ("wq", "wk", "wv", "wo"):
-        expect_tensor(f"{name}.{field}", getattr(params, field), "d d", like=like)
-        expect_shape(f"{name}.{field}", getattr(params, field), (d, d), "[d, d]")
+        _check(f"{name}.{field}", getattr(params, field), "d d", (d, d), "[d, d]", like)
     for field in ("bq", "bk", "bv", "bo"):
-        expect_tensor(f"{name}.{field}", getattr(params, field), "d", like=like)
-        expect_shape(f"{name}.{field}", getattr(params, field), (d,), "[d]")
-    expect_int(f"{name}.heads", params.heads)
-    expect(d % params.heads == 0, f"{name}.heads", f"divide d = {d}", params.heads)
+        _check(f"{name}.{field}", getattr(params, field), "d", (d,), "[d]", like)
+    heads = expect_int(f"{name}.heads", params.heads)
+    expect(d % heads == 0, f"{name}.heads", f"divide d = {d}", heads)
+    return params._replace(heads=heads)

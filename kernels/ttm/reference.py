@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from .params import (
+from mirasol.kernels.ttm.params import (
     EraseAddParams,
     LatentQueryParams,
     MeanPoolParams,

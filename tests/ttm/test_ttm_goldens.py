@@ -7,10 +7,9 @@ import torch
 from ttm_helpers import Golden
 
 from mirasol.kernels.ttm import ttm_scan
-from tolerance import assert_close
+from tolerance import ROUNDED_GOLDENS, assert_close
 
 FORMS = [("reference", "auto"), ("torch", "parallel"), ("torch", "stepwise"), ("torch", "auto")]
-GRADIENT_RTOL = {"erase_add_official": 5e-5}  # gradients cancel there, and float32 itself is that far from float64
 FILES = ["tokenlearner", "tokenlearner_pos", "latent_query", "erase_add_official"]
 
 
@@ -40,15 +39,15 @@ def test_matches_the_official_code(name, backend, form):
         backend=backend,
         return_memories=True,
     )
-    assert_close("outputs", outputs, golden.tensor("outputs"))
-    assert_close("memories", memories, golden.tensor("memories"))
+    assert_close("outputs", outputs, golden.tensor("outputs"), rtol=ROUNDED_GOLDENS)
+    assert_close("memories", memories, golden.tensor("memories"), rtol=ROUNDED_GOLDENS)
     loss = (outputs * golden.tensor("cotangent_outputs")).sum()
     loss = loss + (memories[:, -1] * golden.tensor("cotangent_last_memory")).sum()
     grads = torch.autograd.grad(loss, [inputs, *golden.params.values()], allow_unused=True)
-    assert_close("grad_inputs", grads[0], golden.tensor("grad_inputs"))
+    assert_close("grad_inputs", grads[0], golden.tensor("grad_inputs"), rtol=ROUNDED_GOLDENS)
     for (key, expected), grad in zip(golden.gradients().items(), grads[1:], strict=True):
         if is_exactly_zero(key):
             assert expected.abs().max() < 1e-5, f"{key}: the file holds more than its own rounding"
             assert grad is None or grad.abs().max() < 1e-10, key
         else:
-            assert_close(key, grad, expected, rtol=GRADIENT_RTOL.get(name, 1e-5))
+            assert_close(key, grad, expected, rtol=ROUNDED_GOLDENS)

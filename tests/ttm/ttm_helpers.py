@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from mirasol.kernels.ttm import EraseAddParams, LatentQueryParams, MeanPoolParams, MlpParams, TokenLearnerParams
+from tolerance import CANCELLED, assert_close, assert_within_budget
 
 GOLDENS = Path(__file__).parent / "goldens"
 
@@ -69,13 +70,57 @@ def leaves(*values: Any) -> list[torch.Tensor]:
     return found
 
 
-def convert(value: Any, dtype: torch.dtype) -> Any:
-    """A detached copy of tensors, inside parameters too, in another dtype."""
+def convert(value: Any, dtype: torch.dtype, device: Any = None) -> Any:
+    """A detached copy of tensors, inside parameters too, in another dtype, on another device."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to(dtype, copy=True).requires_grad_(value.requires_grad)
+        return value.detach().to(device, dtype, copy=True).requires_grad_(value.requires_grad)
     if isinstance(value, tuple):
-        return type(value)(*[convert(v, dtype) for v in value])
+        cast = [convert(v, dtype, device) for v in value]
+        return type(value)(*cast) if hasattr(value, "_fields") else tuple(cast)
     return value
+
+
+def random(*shape: int, dtype: torch.dtype = torch.float64, grad: bool = True) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype).requires_grad_(grad)
+
+
+def with_gradients(outs: Any, wanted: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Results and the gradients of `wanted`, for cotangents that are the same in every call."""
+    outs = [outs] if isinstance(outs, torch.Tensor) else list(outs)
+    generator = torch.Generator().manual_seed(1)
+    seeds = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outs]
+    return [*outs, *torch.autograd.grad(outs, wanted, seeds)]
+
+
+def assert_alike(ours: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], rtol: float | None = None) -> None:
+    """Each result close at its own magnitude; what cancels (a bias that the softmax forgets) does so in both."""
+    nothing = _nothing(ours, expected)
+    for i, (a, b) in enumerate(zip(ours, expected, strict=True)):
+        assert a.dtype == b.dtype
+        if b.abs().max() < nothing:
+            assert a.abs().max() < nothing, f"result {i} {list(b.shape)}"
+        else:
+            assert_close(f"result {i} {list(b.shape)}", a, b, rtol=rtol)
+
+
+def assert_within_plain(call: Callable[..., Any], args: Sequence[Any], dtype: torch.dtype, backend: str) -> None:
+    """`call(*args, backend)` and all gradients in 16 bits stay within the budget of the reference in the same dtype."""
+    low = [convert(a, dtype) for a in args]
+    exact = [convert(a, torch.float64) for a in low]
+    found = [
+        with_gradients(call(*given, used), leaves(*given))
+        for given, used in ((low, backend), (low, "reference"), (exact, "reference"))
+    ]
+    nothing = _nothing(found[0], found[2])
+    for i, (ours, plain, true) in enumerate(zip(*found, strict=True)):
+        if true.abs().max() < 1e-9 * nothing:
+            assert ours.abs().max() < nothing, f"result {i} {list(true.shape)}"
+        else:
+            assert_within_budget(f"result {i} {list(true.shape)}", ours, plain, true)
+
+
+def _nothing(ours: Sequence[torch.Tensor], expected: Sequence[torch.Tensor]) -> float:
+    return CANCELLED * torch.finfo(ours[0].dtype).eps * max(e.abs().max().item() for e in expected)
 
 
 class Golden:

@@ -1,9 +1,9 @@
-"""Backward kernels of the summaries: TokenLearner, and latent queries, whose scores are LINEAR in the tokens.
+"""Backward kernels of pooling: under the scores of a TokenLearner, or under linear ones (without a second layer w2).
 
-Weights are computed again from the saved hidden layer (with LINEAR: the saved scores). The gradients of the scores and
-of the hidden layer come first, tile by tile; from these the gradients of the tokens and, summed over tokens in a fixed
-order, split by split, those of the layers. Summary tokens are taken in blocks of BR rows. Nothing is added atomically:
-the same inputs give the same bits.
+Weights are computed again from the saved hidden layer (of linear scores: the saved scores). The gradients of the scores
+and of the hidden layer come first, tile by tile; from these the gradients of the tokens and, summed over tokens in a
+fixed order, split by split, those of the layers. Summary tokens are taken in blocks of BR rows. Nothing is added
+atomically: the same inputs give the same bits.
 """
 
 from __future__ import annotations
@@ -11,68 +11,50 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirasol.kernels.ttm.triton_common import (
-    LENGTHS,
-    LOG2E,
-    dot,
-    gelu,
-    gelu_slope,
-    load_b2,
-    load_tokens,
-    load_w2,
-    pick,
-    tile_of,
-)
+from mirasol.kernels.core.blocks import LOG2E, dot, gelu, gelu_slope
+from mirasol.kernels.ttm.pool.triton.blocks import LENGTHS, load_tokens, pick, place_rows, tile_of, token_rows
 
 
 @triton.jit
-def summary_bwd_rows_kernel(
+def pool_bwd_rows_kernel(
     grad_out, grad_lse, out, lse, carry_out, carry_lse, delta, grad_carry_out, grad_carry_lse,
     carry_batch, carry_row, carry_lse_batch, carry_lse_row,
-    D: tl.constexpr, K: tl.constexpr, CARRY: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
+    D: tl.constexpr, K: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """delta = dout . out - dlse, and the gradients of the carried partial, for one row of the summary."""
-    item = tl.program_id(1).to(tl.int64)
-    k = tl.program_id(0)
+    row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BD)
-    row = item * K + k
     own = columns < D
     dout = tl.load(grad_out + row * D + columns, mask=own, other=0.0).to(ACC)
     value = tl.load(out + row * D + columns, mask=own, other=0.0).to(ACC)
     shift = tl.sum(dout * value, 0) - tl.load(grad_lse + row)
     tl.store(delta + row, shift)
-    if CARRY:
+    if carry_out is not None:
+        item, k = row // K, row % K
         share = tl.exp(tl.load(carry_lse + item * carry_lse_batch + k * carry_lse_row).to(ACC) - tl.load(lse + row))
         at = carry_out + item * carry_batch + k * carry_row + columns
         carried = tl.load(at, mask=own, other=0.0).to(ACC)
-        grad = (share * dout).to(grad_carry_out.dtype.element_ty)
-        tl.store(grad_carry_out + row * D + columns, grad, mask=own)
-        tl.store(
-            grad_carry_lse + row, (share * (tl.sum(dout * carried, 0) - shift)).to(grad_carry_lse.dtype.element_ty)
-        )
+        tl.store(grad_carry_out + row * D + columns, (share * dout).to(grad_carry_out.dtype.element_ty), mask=own)
+        pull = share * (tl.sum(dout * carried, 0) - shift)
+        tl.store(grad_carry_lse + row, pull.to(grad_carry_lse.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def summary_bwd_scores_kernel(
-    a, b, c, places_a, places_b, places_c, hidden, w2_a, w2_b, b2_a, b2_b, grad_out, lse, delta,
-    weights, grad_scores, sums,
+def pool_bwd_scores_kernel(
+    a, b, c, positions, hidden, w2, b2, grad_out, lse, delta, weights, grad_scores, sums,
     n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c,
-    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
-    SOURCES: tl.constexpr, POSITIONS: tl.constexpr, LINEAR: tl.constexpr,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, SOURCES: tl.constexpr, LINEAR: tl.constexpr,
     BP: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For one tile of tokens and BR summary tokens: A = exp(S - lse), dS = A (v dout - delta), the tile's sum of dS."""
-    item = tl.program_id(2).to(tl.int64)
-    tile = tl.program_id(0)
-    source, first, count, before = tile_of(tile, n_a, n_b, n_c, BP, SOURCES)
-    token = first + tl.arange(0, BP)
-    inside = token < count
-    rows = pick(source, a, b, c, SOURCES) + item * pick(source, batch_a, batch_b, batch_c, SOURCES)
-    rows = rows + (token * pick(source, row_a, row_b, row_c, SOURCES))[:, None]
-    places = None
-    if POSITIONS:
-        places = pick(source, places_a, places_b, places_c, SOURCES) + (token * D)[:, None]
-    k = tl.program_id(1) * BR + tl.arange(0, BR)
+    ROWS: tl.constexpr = (K + BR - 1) // BR
+    program = tl.program_id(0)
+    tile = program % tiles
+    item = (program // tiles // ROWS).to(tl.int64)
+    source, token, inside, before = tile_of(tile, n_a, n_b, n_c, BP, SOURCES)
+    rows = token_rows(source, item, token, a, b, c, batch_a, batch_b, batch_c, row_a, row_b, row_c, SOURCES)
+    places = place_rows(positions, before + token, D)
+    k = program // tiles % ROWS * BR + tl.arange(0, BR)
     own = k < K
     reach = tl.zeros((BP, BR), ACC)
     for start in tl.range(0, D, BK):
@@ -90,9 +72,9 @@ def summary_bwd_scores_kernel(
         j = tl.arange(0, BJ)
         h = tl.load(hidden + place * J + j[None, :], mask=inside[:, None] & (j < J)[None, :], other=0.0)
         g = gelu(h.to(ACC)).to(h.dtype)
-        w2 = load_w2(w2_a, w2_b, k[None, :], j[:, None], K, J, KA, JA)  # [BJ, BR]
-        scores = dot(g, w2, tl.zeros((BP, BR), ACC), PRECISION)
-        shift += load_b2(b2_a, b2_b, k, K, KA).to(ACC)
+        layer = tl.load(w2 + k[None, :] * J + j[:, None], mask=own[None, :] & (j < J)[:, None], other=0.0)  # [BJ, BR]
+        scores = dot(g, layer, tl.zeros((BP, BR), ACC), PRECISION)
+        shift += tl.load(b2 + k, mask=own, other=0.0).to(ACC)
     softmax = tl.where(kept, tl.exp2((scores + shift[None, :]) * LOG2E), 0.0)
     tl.store(weights + place * K + k[None, :], softmax.to(weights.dtype.element_ty), mask=kept)
     ds = softmax * (reach - tl.load(delta + item * K + k, mask=own, other=0.0).to(ACC)[None, :])
@@ -101,9 +83,9 @@ def summary_bwd_scores_kernel(
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def summary_bwd_hidden_kernel(
-    hidden, stats, b1, w2_a, w2_b, grad_scores, grad_hidden, tilts, sums, items,
-    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr,
+def pool_bwd_hidden_kernel(
+    hidden, stats, b1, w2, grad_scores, grad_hidden, tilts, sums, items,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr,
     BP: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For BP of the `items` tokens of the batch: dh = (dS w2) gelu'(h), stored times 1 / deviation, and its sum.
@@ -118,7 +100,8 @@ def summary_bwd_hidden_kernel(
         k = start + tl.arange(0, BR)
         at = grad_scores + token[:, None] * K + k[None, :]
         ds = tl.load(at, mask=inside[:, None] & (k < K)[None, :], other=0.0)  # [BP, BR]
-        dg = dot(ds, load_w2(w2_a, w2_b, k[:, None], j[None, :], K, J, KA, JA), dg, PRECISION)
+        layer = tl.load(w2 + k[:, None] * J + j[None, :], mask=(k < K)[:, None] & (j < J)[None, :], other=0.0)
+        dg = dot(ds, layer, dg, PRECISION)
     kept = inside[:, None] & (j < J)[None, :]
     h = tl.load(hidden + token[:, None] * J + j[None, :], mask=kept, other=0.0).to(ACC)
     dh = dg * gelu_slope(h)
@@ -127,14 +110,14 @@ def summary_bwd_hidden_kernel(
     bias = tl.load(b1 + j, mask=j < J, other=0.0).to(ACC)
     tilt = rstd * rstd * tl.sum(dh * (h - bias[None, :]), 1) / D
     tl.store(tilts + token, tilt, mask=inside)
-    tl.store(sums + tl.program_id(0) * J + j, tl.sum(dh, 0), mask=j < J)
+    tl.store(sums + tl.program_id(0).to(tl.int64) * J + j, tl.sum(dh, 0), mask=j < J)
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def summary_bwd_tokens_kernel(
-    a, b, c, places_a, places_b, places_c, w1, grad_out, weights, grad_hidden, stats, tilts, grad_a, grad_b, grad_c,
-    n_a, n_b, n_c, tokens, batch_a, batch_b, batch_c, row_a, row_b, row_c,
-    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
+def pool_bwd_tokens_kernel(
+    a, b, c, positions, w1, grad_out, weights, grad_hidden, stats, tilts, grad_a, grad_b, grad_c,
+    n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, SOURCES: tl.constexpr,
     LINEAR: tl.constexpr, WANT_A: tl.constexpr, WANT_B: tl.constexpr, WANT_C: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -142,12 +125,12 @@ def summary_bwd_tokens_kernel(
 
     With LINEAR dv = A dout + dS w1, where grad_hidden holds dS.
     """
-    item = tl.program_id(2).to(tl.int64)
-    source, first, count, before = tile_of(tl.program_id(0), n_a, n_b, n_c, BP, SOURCES)
+    BLOCKS: tl.constexpr = (D + BD - 1) // BD
+    program = tl.program_id(0)
+    item = (program // tiles // BLOCKS).to(tl.int64)
+    source, token, inside, before = tile_of(program % tiles, n_a, n_b, n_c, BP, SOURCES)
     if pick(source, WANT_A, WANT_B, WANT_C, SOURCES):
-        token = first + tl.arange(0, BP)
-        inside = token < count
-        columns = tl.program_id(1) * BD + tl.arange(0, BD)
+        columns = program // tiles % BLOCKS * BD + tl.arange(0, BD)
         own = columns < D
         place = item * tokens + before + token
         dv = tl.zeros((BP, BD), ACC)
@@ -166,52 +149,43 @@ def summary_bwd_tokens_kernel(
             dh = tl.load(at, mask=inside[:, None] & (j < J)[None, :], other=0.0)  # [BP, BJ]
             at = w1 + j[:, None] * D + columns[None, :]
             dv = dot(dh, tl.load(at, mask=(j < J)[:, None] & own[None, :], other=0.0), dv, PRECISION)
-            rows = pick(source, a, b, c, SOURCES) + item * pick(source, batch_a, batch_b, batch_c, SOURCES)
-            rows = rows + (token * pick(source, row_a, row_b, row_c, SOURCES))[:, None]
-            places = None
-            if POSITIONS:
-                places = pick(source, places_a, places_b, places_c, SOURCES) + (token * D)[:, None]
-            v = load_tokens(rows, places, columns, inside, D, BD).to(ACC)
+            rows = token_rows(source, item, token, a, b, c, batch_a, batch_b, batch_c, row_a, row_b, row_c, SOURCES)
+            v = load_tokens(rows, place_rows(positions, before + token, D), columns, inside, D, BD).to(ACC)
             mean = tl.load(stats + place, mask=inside, other=0.0)
             tilt = tl.load(tilts + place, mask=inside, other=0.0)
             dv -= tilt[:, None] * (v - mean[:, None])
+        count = pick(source, n_a, n_b, n_c, SOURCES)
         target = pick(source, grad_a, grad_b, grad_c, SOURCES) + (item * count + token)[:, None] * D
         tl.store(target + columns[None, :], dv.to(target.dtype.element_ty), mask=inside[:, None] & own[None, :])
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def summary_bwd_w1_kernel(
-    a, b, c, places_a, places_b, places_c, grad_hidden, parts,
+def pool_bwd_w1_kernel(
+    a, b, c, positions, grad_hidden, parts,
     n_a, n_b, n_c, tokens, tiles, items, batch_a, batch_b, batch_c, row_a, row_b, row_c,
-    D: tl.constexpr, J: tl.constexpr, SOURCES: tl.constexpr, POSITIONS: tl.constexpr,
+    D: tl.constexpr, J: tl.constexpr, SOURCES: tl.constexpr,
     BP: tl.constexpr, BD: tl.constexpr, BJ: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Rows BJ, columns BD of dw1 = sum over tokens of (dh / deviation) v, over one split of all tiles of the batch."""
     BLOCKS: tl.constexpr = (D + BD - 1) // BD
-    split = tl.program_id(1)
+    split, splits = tl.program_id(1), tl.num_programs(1)
     columns = tl.program_id(0) % BLOCKS * BD + tl.arange(0, BD)
     j = tl.program_id(0) // BLOCKS * BJ + tl.arange(0, BJ)
     acc = tl.zeros((BJ, BD), ACC)
-    splits = tl.num_programs(1)
     for index in tl.range(split * items // splits, (split + 1) * items // splits):
         item = (index // tiles).to(tl.int64)
-        source, first, count, before = tile_of(index % tiles, n_a, n_b, n_c, BP, SOURCES)
-        token = first + tl.arange(0, BP)
-        inside = token < count
-        at = grad_hidden + (item * tokens + before + token)[None, :] * J + j[:, None]
+        source, token, inside, before = tile_of(index % tiles, n_a, n_b, n_c, BP, SOURCES)
+        at = grad_hidden + ((item * tokens + before + token) * J)[None, :] + j[:, None]
         dh = tl.load(at, mask=inside[None, :] & (j < J)[:, None], other=0.0)  # [BJ, BP]
-        base = pick(source, a, b, c, SOURCES) + item * pick(source, batch_a, batch_b, batch_c, SOURCES)
-        rows = base + (token * pick(source, row_a, row_b, row_c, SOURCES))[:, None]
-        places = None
-        if POSITIONS:
-            places = pick(source, places_a, places_b, places_c, SOURCES) + (token * D)[:, None]
-        acc = dot(dh, load_tokens(rows, places, columns, inside, D, BD), acc, PRECISION)
-    at = parts + (split.to(tl.int64) * J + j)[:, None] * D + columns[None, :]
+        rows = token_rows(source, item, token, a, b, c, batch_a, batch_b, batch_c, row_a, row_b, row_c, SOURCES)
+        v = load_tokens(rows, place_rows(positions, before + token, D), columns, inside, D, BD)
+        acc = dot(dh, v, acc, PRECISION)
+    at = parts + (split * J + j)[:, None] * D + columns[None, :]
     tl.store(at, acc, mask=(j < J)[:, None] & (columns < D)[None, :])
 
 
 @triton.jit(do_not_specialize=LENGTHS)
-def summary_bwd_w2_kernel(
+def pool_bwd_w2_kernel(
     hidden, grad_scores, parts, items,
     J: tl.constexpr, K: tl.constexpr,
     BP: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -246,10 +220,10 @@ def sum_of_rows(parts, count, first, WIDTH: tl.constexpr, BN: tl.constexpr, BD: 
 
 
 @triton.jit(do_not_specialize=["splits_w1", "splits_w2", "count_b1", "count_b2"])
-def summary_bwd_sums_kernel(
-    parts_w1, parts_w2, parts_b1, parts_b2, grad_w1, grad_b1, grad_w2_a, grad_w2_b, grad_b2_a, grad_b2_b,
+def pool_bwd_sums_kernel(
+    parts_w1, parts_w2, parts_b1, parts_b2, grad_w1, grad_b1, grad_w2, grad_b2,
     splits_w1, splits_w2, count_b1, count_b2,
-    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, JA: tl.constexpr, KA: tl.constexpr, LINEAR: tl.constexpr,
+    D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, LINEAR: tl.constexpr,
     BD: tl.constexpr, BJ: tl.constexpr, BB: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """Gradients of the layers from the parts that the kernels before left: a row of w1 or w2, or BB numbers of a bias.
@@ -278,14 +252,9 @@ def summary_bwd_sums_kernel(
             row = tl.zeros((BJ,), ACC)
             for split in tl.range(0, splits_w2):
                 row += tl.load(parts_w2 + (split * K + k) * J + j, mask=j < J, other=0.0)
-            low = row.to(grad_w2_a.dtype.element_ty)
-            tl.store(grad_w2_a + k * JA + j, low, mask=(k < KA) & (j < JA))
-            if KA < K:
-                tl.store(grad_w2_b + (k - KA) * (J - JA) + j - JA, low, mask=(k >= KA) & (j >= JA) & (j < J))
+            tl.store(grad_w2 + k * J + j, row.to(grad_w2.dtype.element_ty), mask=j < J)
         else:
             first_2 = (program - J - BLOCKS - K) * BB
             b2 = first_2 + tl.arange(0, BB)
-            bias_2 = sum_of_rows(parts_b2, count_b2, first_2, K, 64, BB, ACC).to(grad_b2_a.dtype.element_ty)
-            tl.store(grad_b2_a + b2, bias_2, mask=b2 < KA)
-            if KA < K:
-                tl.store(grad_b2_b + b2 - KA, bias_2, mask=(b2 >= KA) & (b2 < K))
+            bias_2 = sum_of_rows(parts_b2, count_b2, first_2, K, 64, BB, ACC)
+            tl.store(grad_b2 + b2, bias_2.to(grad_b2.dtype.element_ty), mask=b2 < K)

@@ -1,4 +1,4 @@
-"""Kernels and launches of `ops.ttm_fold`: the norm's weight and bias folded into the score network's first layer."""
+"""Kernels and launches of `op.fold`: the norm's weight and bias folded into the score network's first layer."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import torch
 import triton
 import triton.language as tl
 
-from mirasol.kernels.core.device import on_device
+from mirasol.kernels.core.launch import accumulator, launch
 from mirasol.kernels.core.precision import accumulate_dtype
 
 
 @triton.jit
 def fold_fwd_kernel(
-    norm_weight, norm_bias, w1, b1, folded_w1, folded_b1, D: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr
+    norm_weight, norm_bias, w1, b1, folded_w1, folded_b1, low, D: tl.constexpr, BD: tl.constexpr, ACC: tl.constexpr
 ):
-    """One row: w1 g, centred, and b1 + w1 . c."""
+    """One row: w1 g, centred, in two dtypes, and b1 + w1 . c."""
     j = tl.program_id(0)
     columns = tl.arange(0, BD)
     own = columns < D
     row = tl.load(w1 + j * D + columns, mask=own, other=0.0).to(ACC)
     weighted = row * tl.load(norm_weight + columns, mask=own, other=0.0).to(ACC)
     centred = weighted - tl.sum(weighted, 0) / D
-    tl.store(folded_w1 + j * D + columns, centred.to(folded_w1.dtype.element_ty), mask=own)
+    tl.store(folded_w1 + j * D + columns, centred, mask=own)
+    tl.store(low + j * D + columns, centred.to(low.dtype.element_ty), mask=own)
     shift = tl.sum(row * tl.load(norm_bias + columns, mask=own, other=0.0).to(ACC), 0)
     tl.store(folded_b1 + j, tl.load(b1 + j).to(ACC) + shift)
 
@@ -37,13 +38,13 @@ def fold_bwd_kernel(
     total = tl.zeros((BJ,), ACC)
     for start in tl.range(0, D, BK):
         k = start + tl.arange(0, BK)
-        total += tl.sum(tl.load(grad_w1 + at + k[None, :], mask=rows & (k < D)[None, :], other=0.0).to(ACC), 1)
+        total += tl.sum(tl.load(grad_w1 + at + k[None, :], mask=rows & (k < D)[None, :], other=0.0), 1)
     columns = tl.program_id(0) * BD + tl.arange(0, BD)
     own = columns < D
     mask = rows & own[None, :]
-    grad = tl.load(grad_w1 + at + columns[None, :], mask=mask, other=0.0).to(ACC) - (total / D)[:, None]
+    grad = tl.load(grad_w1 + at + columns[None, :], mask=mask, other=0.0) - (total / D)[:, None]
     layer = tl.load(w1 + at + columns[None, :], mask=mask, other=0.0).to(ACC)
-    shift = tl.load(grad_b1 + j, mask=j < J, other=0.0).to(ACC)
+    shift = tl.load(grad_b1 + j, mask=j < J, other=0.0)
     weight = tl.load(norm_weight + columns, mask=own, other=0.0).to(ACC)
     bias = tl.load(norm_bias + columns, mask=own, other=0.0).to(ACC)
     dtype = to_w1.dtype.element_ty
@@ -56,35 +57,23 @@ def fold_bwd_kernel(
 
 def forward(
     norm_weight: torch.Tensor, norm_bias: torch.Tensor, w1: torch.Tensor, b1: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """As `ops.ttm_fold`."""
-    norm_weight, norm_bias, w1, b1 = (t.contiguous() for t in (norm_weight, norm_bias, w1, b1))
-    hidden, d = w1.shape
-    folded_w1, folded_b1 = w1.new_empty(w1.shape), b1.new_empty(b1.shape, dtype=accumulate_dtype(b1.dtype))
-    with on_device(w1):
-        fold_fwd_kernel[(hidden,)](
-            norm_weight, norm_bias, w1, b1, folded_w1, folded_b1,
-            D=d, BD=triton.next_power_of_2(d), ACC=_acc(w1), num_warps=8,
-        )  # fmt: skip
-    return folded_w1, folded_b1
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """As `op.ttm_fold`."""
+    given = [t.contiguous() for t in (norm_weight, norm_bias, w1, b1)]
+    (hidden, d), acc = w1.shape, accumulate_dtype(w1.dtype)
+    found = w1.new_empty(w1.shape, dtype=acc), b1.new_empty(b1.shape, dtype=acc), w1.new_empty(w1.shape)
+    constants = dict(D=d, BD=triton.next_power_of_2(d), ACC=accumulator(w1.dtype))
+    launch(fold_fwd_kernel, hidden, [*given, *found], on=w1, warps=8, **constants)
+    return found
 
 
 def backward(
     grad_w1: torch.Tensor, grad_b1: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, w1: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """As `ops.ttm_fold_backward`."""
-    grad_w1, grad_b1, norm_weight, norm_bias, w1 = (
-        t.contiguous() for t in (grad_w1, grad_b1, norm_weight, norm_bias, w1)
-    )
+    """As `op.ttm_fold_backward`."""
+    given = [t.contiguous() for t in (grad_w1, grad_b1, norm_weight, norm_bias, w1)]
     hidden, d = w1.shape
-    found = (norm_weight.new_empty(d), norm_bias.new_empty(d), w1.new_empty(w1.shape), w1.new_empty(hidden))
-    with on_device(w1):
-        fold_bwd_kernel[(triton.cdiv(d, 32),)](
-            grad_w1, grad_b1, norm_weight, norm_bias, w1, *found,
-            D=d, J=hidden, BJ=triton.next_power_of_2(hidden), BK=64, BD=32, ACC=_acc(w1), num_warps=4,
-        )  # fmt: skip
+    found = w1.new_empty(d), w1.new_empty(d), w1.new_empty(w1.shape), w1.new_empty(hidden)
+    constants = dict(D=d, J=hidden, BJ=triton.next_power_of_2(hidden), BK=64, BD=32, ACC=accumulator(w1.dtype))
+    launch(fold_bwd_kernel, triton.cdiv(d, 32), [*given, *found], on=w1, warps=4, **constants)
     return found
-
-
-def _acc(like: torch.Tensor) -> tl.dtype:
-    return tl.float64 if accumulate_dtype(like.dtype) == torch.float64 else tl.float32

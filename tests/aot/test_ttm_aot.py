@@ -1,12 +1,13 @@
-"""The summaries' kernels compiled through the public functions: no spills, shared memory, matrix units, budget.
+"""The pooling kernels compiled through the public functions: no spills, shared memory, matrix units, budget.
 
 Registers and shared memory stay within `ttm_budget.json`, which holds what each reviewed version of Triton gives and is
-to be read when it changes: `python tests/aot/test_ttm.py` writes the part of the installed version anew.
+to be read when it changes: `python tests/aot/test_ttm_aot.py` writes the part of the installed version anew.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,28 +17,29 @@ import torch
 import triton
 
 from harness import SHARED_MEMORY, Kernel, Resources, compile_only, resources
-from mirasol.kernels import LatentQueryParams, MeanPoolParams, TokenLearnerParams, ttm_read, ttm_scan, ttm_write
-from mirasol.kernels.ttm.configs import pools_latent_queries
+from mirasol.kernels import LatentQueryParams, TokenLearnerParams, ttm_read, ttm_scan, ttm_write
+from mirasol.kernels.ttm.latent_query import pooled_rows
 
 BUDGET_FILE = Path(__file__).with_name("ttm_budget.json")
 VERSION = ".".join(triton.__version__.split(".")[:2])
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PRODUCTS = {
-    "summary_hidden_fwd_kernel",
-    "summary_pool_fwd_kernel",
-    "summary_bwd_scores_kernel",
-    "summary_bwd_hidden_kernel",
-    "summary_bwd_tokens_kernel",
-    "summary_bwd_w1_kernel",
-    "summary_bwd_w2_kernel",
+    "pool_fwd_hidden_kernel",
+    "pool_fwd_kernel",
+    "pool_bwd_scores_kernel",
+    "pool_bwd_hidden_kernel",
+    "pool_bwd_tokens_kernel",
+    "pool_bwd_w1_kernel",
+    "pool_bwd_w2_kernel",
 }
-LAYER_TWO = {"summary_bwd_hidden_kernel", "summary_bwd_w2_kernel"}  # what linear scores do not have
-SHAPING = ("D", "J", "K", "JA", "SOURCES", "POSITIONS", "CARRY", "SPLIT", "SPLITS", "LINEAR")
+LAYER_TWO = {"pool_bwd_hidden_kernel", "pool_bwd_w2_kernel"}  # what linear scores do not have
+SHAPING = ("D", "J", "K", "SOURCES", "SPLIT", "SPLITS", "LINEAR")
+OPTIONAL = ("positions", "carry_out")
 
 
 @dataclass(frozen=True)
 class Case:
-    """Calls ("read", "write", "scan", "latent", "mean") on one target, forward and backward."""
+    """Calls ("read", "write", "scan", "latent") on one target, forward and backward."""
 
     target: str
     dtype: str
@@ -47,21 +49,24 @@ class Case:
     s: int
     r: int
     positions: bool = False
+    hidden: int = 64
 
     def __str__(self) -> str:
         places = "-positions" if self.positions else ""
-        return f"{self.target}-{self.dtype}-{self.calls.replace(' ', '+')}-d{self.d}-s{self.s}-r{self.r}{places}"
+        wide = f"-hidden{self.hidden}" if self.hidden != 64 else ""
+        calls = self.calls.replace(" ", "+")
+        return f"{self.target}-{self.dtype}-{calls}-d{self.d}-s{self.s}-r{self.r}{wide}{places}"
 
 
-CASES = [  # every target, dtype, width, memory size and read size; the layers of one summary and of two side by side
+CASES = [  # every target, dtype, width, memory size and read size
     Case("sm_90", "bf16", "read write", 768, 448, 96, 32),
-    Case("sm_90", "bf16", "scan", 1024, 1176, 512, 64),
-    Case("sm_90", "fp16", "latent mean", 2048, 294, 128, 16, positions=True),
+    Case("sm_90", "bf16", "scan", 1024, 1176, 512, 64, hidden=128),
+    Case("sm_90", "fp16", "latent", 2048, 294, 128, 16, positions=True),
     Case("sm_90", "fp32", "write", 768, 448, 128, 16),
     Case("sm_80", "bf16", "scan", 768, 448, 96, 32),
-    Case("sm_80", "fp16", "write", 2048, 294, 512, 16, positions=True),
-    Case("sm_80", "fp32", "read mean", 1024, 448, 512, 64),
-    Case("sm_100", "bf16", "scan", 1024, 390, 512, 64),
+    Case("sm_80", "fp16", "write", 2048, 294, 512, 16, positions=True, hidden=128),
+    Case("sm_80", "fp32", "read", 1024, 448, 512, 64),
+    Case("sm_100", "bf16", "scan", 1024, 390, 512, 64, hidden=128),
     Case("sm_100", "fp16", "latent", 768, 448, 96, 32, positions=True),
 ]
 
@@ -88,7 +93,7 @@ def compiled(case: Case) -> list[Kernel]:
     B, T, dtype, d, n, s, r = 4, 2, DTYPES[case.dtype], case.d, case.n, case.s, case.r
     memory, inputs, outputs = (empty(B, p, d, dtype=dtype) for p in (s, n, r))
     places = case.positions
-    read, write = learner(d, r, (s + n) * places, dtype), learner(d, s, (s + n + r) * places, dtype)
+    read, write = (learner(d, k, p * places, dtype, case.hidden) for k, p in ((r, s + n), (s, s + n + r)))
     with compile_only(case.target) as kernels:
         if "read" in case.calls:
             ttm_read(memory, inputs, read, backend="triton").sum().backward()
@@ -100,17 +105,15 @@ def compiled(case: Case) -> list[Kernel]:
             (found.sum() + last.sum()).backward()
         if "latent" in case.calls:
             queries = latent(d, 16, (s + n) * places, dtype)
-            assert pools_latent_queries(queries)
+            assert pooled_rows(queries, "triton") is not None
             ttm_read(memory, inputs, queries, backend="triton").sum().backward()
-        if "mean" in case.calls:
-            means = MeanPoolParams(r, empty(s + n, d, dtype=dtype) if places else None)
-            ttm_read(memory, inputs, means, backend="triton").sum().backward()
     unique = {(k.name, k.compiled.hash): k for k in kernels}
     return list(unique.values())
 
 
 def key_of(kernel: Kernel, dtype: str) -> str:
     shape = " ".join(f"{name}{int(kernel.options[name])}" for name in SHAPING if name in kernel.options)
+    shape += "".join(f" no {name}" for name in OPTIONAL if name in kernel.options)  # given, it is a tensor
     return f"{kernel.target} {dtype} {kernel.name.removesuffix('_kernel')} {shape}"
 
 
@@ -143,10 +146,8 @@ def test_kernels_compile_within_their_budget(case: Case) -> None:
     names = {kernel.name for same in found.values() for kernel, _ in same}
     learns = any(call in case.calls for call in ("read", "write", "scan"))
     assert names >= (PRODUCTS if learns else PRODUCTS - LAYER_TWO)
-    assert {"summary_bwd_rows_kernel", "summary_bwd_sums_kernel"} <= names
-    folds = "read" in case.calls or "write" in case.calls  # a scan folds once, in PyTorch, to sum gradients in float32
-    assert ({"fold_fwd_kernel", "fold_bwd_kernel"} <= names) == folds
-    assert ({"mean_fwd_kernel", "mean_bwd_kernel"} <= names) == ("mean" in case.calls)
+    assert {"pool_bwd_rows_kernel", "pool_bwd_sums_kernel"} <= names
+    assert ({"fold_fwd_kernel", "fold_bwd_kernel"} <= names) == learns
     for key, same in found.items():
         for kernel, used in same:
             check(kernel, used, case.dtype)
@@ -156,16 +157,24 @@ def test_kernels_compile_within_their_budget(case: Case) -> None:
                 assert used.shared <= shared, f"{key}: {used.shared} bytes of shared memory, budget {shared}"
 
 
-def test_many_latent_queries_attend_to_projected_keys_and_values() -> None:
+def test_more_rows_than_the_kernels_hold_run_as_products() -> None:
     memory, inputs = empty(2, 96, 768, dtype=torch.bfloat16), empty(2, 448, 768, dtype=torch.bfloat16)
-    queries = latent(768, 96, 0, torch.bfloat16)
-    assert not pools_latent_queries(queries)
-    with compile_only("sm_90") as kernels:
-        ttm_read(memory, inputs, queries, backend="triton").sum().backward()
-    names = [kernel.name for kernel in kernels]
-    assert names.count("attention_fwd_kernel") == 2  # one a source, none of them the size of the weights
-    assert "attention_bwd_dkdv_kernel" in names
-    assert not any(name.startswith("summary") for name in names)
+    for k, launched in ((96, True), (128, False)):
+        with compile_only("sm_90") as kernels:
+            ttm_read(memory, inputs, latent(768, k, 0, torch.bfloat16), backend="triton").sum().backward()
+        assert bool(kernels) == launched, "768 rows of heads times queries are no more work than projecting first"
+
+
+def test_no_tile_is_refilled_while_wgmma_reads_it() -> None:
+    """Triton gives a tile that an unfinished wgmma reads one buffer more, but only if nothing else uses the load."""
+    memory, inputs = empty(2, 96, 768, dtype=torch.bfloat16), empty(2, 448, 768, dtype=torch.bfloat16)
+    with compile_only("sm_90") as kernels, torch.no_grad():
+        ttm_read(memory, inputs, learner(768, 32, 0, torch.bfloat16), backend="triton")
+    (kernel,) = (kernel for kernel in kernels if kernel.name == "pool_fwd_hidden_kernel")
+    code = kernel.compiled.asm["ttgir"]
+    buffers = [int(n) for n in re.findall(r"local_alloc : \(\) -> !ttg.memdesc<(\d+)x64x64xbf16", code)]
+    assert len(buffers) == 2
+    assert min(buffers) >= kernel.options["num_stages"]
 
 
 def test_lengths_and_splits_compile_nothing_new() -> None:
