@@ -1,76 +1,86 @@
-// From clips and tubes to launches: how tokens are cut into runs, and how wide the accesses may be.
+// From a call to one launch on a GPU: how tokens are cut into runs, and how wide the accesses may be.
 #pragma once
 
-#include <cstdlib>
-#include <initializer_list>
-#include <vector>
+#include <algorithm>
 
-#include "plan.h"
-#include "tubes_warp.h"
+#include "call.h"
 
 namespace mirasol {
 
-// The widest load, in bytes, that divides every number given.
-inline int widest(int least, std::initializer_list<int64_t> multiples) {
-  for (int bytes = 16; bytes > least; bytes /= 2) {
-    bool divides = true;
-    for (int64_t multiple : multiples) divides = divides && multiple % bytes == 0;
-    if (divides) return bytes;
-  }
-  return least;
-}
+constexpr int kLanes = 32;
+constexpr uint32_t kRunPixels = 256;
+constexpr uint32_t kRunElements = kRunPixels * kChannels;
+constexpr int kMaxTasks = 16;
 
-inline int load_width(const Clip& clip, const Tube& tube, uint32_t run, bool packed, int64_t video, int size) {
-  const int64_t step = packed ? kChannels : 1;
-  if (!packed && clip.stride[3] != 1) return size;
-  const int bytes = widest(size, {video, clip.stride[0] * size, clip.stride[1] * size, clip.stride[2] * size,
-                                  packed ? 0 : clip.stride[4] * size, tube.kernel[2] * step * size,
-                                  tube.stride[2] * step * size, tube.offset[2] * step * size, run * step * size});
-  return bytes == 2 && size == 1 ? 1 : bytes;
-}
+struct Task {  // one tube of a launch
+  Tube tube;
+  void* tokens;
+  uint32_t first_token;  // among those of the launch
+  uint32_t run;          // pixels at once; the last run of a token may be shorter
+  uint8_t load_bytes;    // of one load
+  bool wide_stores;      // whether 16-byte stores are aligned
+};
 
-inline Task make_task(const Clip& clip, const Tube& tube, bool packed, uintptr_t video, int size, void* tokens,
-                      int token_size) {
+struct Launch {
+  Clip clip;
+  void* video;
+  Dtype pixel, element;
+  bool packed;      // the channels of a pixel, and the pixels of a row, lie side by side
+  int32_t step[3];  // the clip's strides t, h, w once more
+  float scale[kChannels], shift[kChannels];
+  uint32_t tasks, tokens;
+  Task task[kMaxTasks];
+};
+
+inline Task make_task(const Call& call, const Tube& tube, void* tokens, bool packed) {
+  const int size = element_bytes(call.pixel);
+  const int64_t* stride = call.clip.stride;
   Task task{};
   task.tube = tube;
   task.tokens = tokens;
-  const uint32_t pixels = tube.pixels(), parts = (pixels + kRunPixels - 1) / kRunPixels;
-  task.run = ((pixels + parts - 1) / parts + 15) / 16 * 16;
-  task.load_bytes = static_cast<uint8_t>(load_width(clip, tube, task.run, packed, static_cast<int64_t>(video), size));
-  task.wide_stores = reinterpret_cast<uintptr_t>(tokens) % 16 == 0 && int64_t{tube.elements()} * token_size % 16 == 0;
+  const uint32_t pixels = tube.pixels(), runs = (pixels + kRunPixels - 1) / kRunPixels;
+  task.run = ((pixels + runs - 1) / runs + 15) / 16 * 16;
+  // The lowest bit is the largest power of two that divides the clip's address and every step within a row and between.
+  const int64_t steps = stride[0] | stride[1] | stride[2] | (packed ? 0 : stride[4]) | tube.kernel[2] | tube.stride[2] |
+                        tube.offset[2] | 16;
+  const int64_t all = static_cast<int64_t>(reinterpret_cast<uintptr_t>(call.video)) | steps * size | 16;
+  task.load_bytes = static_cast<uint8_t>(packed || stride[3] == 1 ? all & -all : size);
+  task.wide_stores =
+      reinterpret_cast<uintptr_t>(tokens) % 16 == 0 && int64_t{tube.elements()} * element_bytes(call.element) % 16 == 0;
   return task;
 }
 
-// Elements of the clip between the first and the last pixel of a token, of one channel.
-inline int64_t span(const Clip& clip, const Tube& tube) {
-  int64_t elements = 0;
-  for (int axis = 0; axis < 3; ++axis) elements += (tube.kernel[axis] - 1) * std::abs(clip.stride[axis + 1]);
-  return elements;
-}
-
-inline Launch make_launch(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, uintptr_t video,
-                          Dtype from, const std::vector<void*>& tokens, Dtype to) {
-  require(tubes.size() <= kMaxTasks, "tubes: a launch holds at most 16");
+inline Launch make_launch(const Call& call) {
+  require(call.pixel != Dtype::kFloat64 && call.element != Dtype::kFloat64, "the CUDA kernels do not serve float64");
+  require(call.tubes.size() <= kMaxTasks, "tubes: a launch holds at most 16");
   Launch launch{};
-  launch.clip = clip;
-  launch.video = reinterpret_cast<const void*>(video);
-  launch.packed = clip.stride[4] == 1 && clip.stride[3] == kChannels;
-  for (int axis = 0; axis < 3; ++axis) launch.step[axis] = static_cast<int32_t>(clip.stride[axis + 1]);
+  launch.clip = call.clip;
+  launch.video = call.video;
+  launch.pixel = call.pixel;
+  launch.element = call.element;
+  launch.packed = call.clip.stride[4] == 1 && call.clip.stride[3] == kChannels;
+  for (int axis = 0; axis < 3; ++axis) {
+    launch.step[axis] = static_cast<int32_t>(call.clip.stride[axis + 1]);
+    require(launch.step[axis] == call.clip.stride[axis + 1], "strides along frames, H and W must be less than 2^31");
+  }
   for (int c = 0; c < kChannels; ++c) {
-    launch.scale[c] = static_cast<float>(affine.scale[c]);
-    launch.shift[c] = static_cast<float>(affine.shift[c]);
+    launch.scale[c] = static_cast<float>(call.scale[c]);
+    launch.shift[c] = static_cast<float>(call.shift[c]);
   }
-  for (const Tube& tube : tubes) {
-    require(span(clip, tube) + kChannels < kIndexLimit, "tubes: a token must span fewer than 2^31 elements of the clip");
+  int64_t tokens = 0;
+  for (const Tube& tube : call.tubes) {
     Task& task = launch.task[launch.tasks];
-    task = make_task(clip, tube, launch.packed, video, element_bytes(from), tokens[launch.tasks], element_bytes(to));
-    task.first_item = launch.items;
-    const int64_t items = clip.size[0] * tube.tokens() + launch.items;
-    require(items < kIndexLimit, "tubes: a call must yield fewer than 2^31 tokens; split the batch");
-    launch.items = static_cast<uint32_t>(items);
-    ++launch.tasks;
+    task = make_task(call, tube, call.tokens[launch.tasks++], launch.packed);
+    task.first_token = static_cast<uint32_t>(tokens);
+    tokens += call.clip.size[0] * tube.tokens();
+    require(tokens < kIndexLimit, "tubes: a call must yield fewer than 2^31 tokens; split the batch");
   }
+  launch.tokens = static_cast<uint32_t>(tokens);
   return launch;
 }
+
+// On the current device; both throw std::runtime_error with CUDA's own words where a launch is refused.
+void extract_cuda(const Launch& launch, void* stream);
+void scatter_cuda(const Launch& launch, void* stream);
 
 }  // namespace mirasol

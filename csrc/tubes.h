@@ -50,10 +50,6 @@ struct Divider {
   }
 };
 
-struct Affine {  // element = pixel * scale + shift, per channel
-  double scale[kChannels], shift[kChannels];
-};
-
 struct Clip {
   int64_t size[4];    // B, frames, H, W
   int64_t stride[5];  // B, frames, H, W, channel; in elements
@@ -65,9 +61,7 @@ struct Place {  // of a pixel or a token along time, height and width
 
 struct Tube {
   uint32_t kernel[3], stride[3], offset[3], grid[3];  // t, h, w
-  Divider by_row, by_plane, by_elements;              // pixel of a token -> (t, h, w): kw, kh; element: 3 kw
-  Divider by_width, by_height, by_time;               // token of the batch -> (b, t, h, w): nw, nh, nt
-  Divider by_stride[3];                               // place in the clip -> tokens that cover it
+  Divider by_kernel[3], by_stride[3], by_grid[3];
 
   MIRASOL_HD uint32_t tokens() const { return grid[0] * grid[1] * grid[2]; }  // of one clip
   MIRASOL_HD uint32_t pixels() const { return kernel[0] * kernel[1] * kernel[2]; }  // of one token
@@ -76,17 +70,17 @@ struct Tube {
   // Token `index` of the batch: its place in the grid; `index` becomes the clip that it belongs to.
   MIRASOL_HD Place token(uint32_t& index) const {
     Place at;
-    at.w = by_width.split(index);
-    at.h = by_height.split(index);
-    at.t = by_time.split(index);
+    at.w = by_grid[2].split(index);
+    at.h = by_grid[1].split(index);
+    at.t = by_grid[0].split(index);
     return at;
   }
 
   // Pixel `index` of a token: its place in the kernel.
   MIRASOL_HD Place pixel(uint32_t index) const {
     Place at;
-    at.w = by_row.split(index);
-    at.h = by_plane.split(index);
+    at.w = by_kernel[2].split(index);
+    at.h = by_kernel[1].split(index);
     at.t = index;
     return at;
   }
@@ -109,10 +103,5 @@ struct Tube {
     if (first > last) first = last;
   }
 };
-
-// Offset in elements of a pixel from its token's first.
-MIRASOL_HD int64_t inside(const Clip& clip, Place at) {
-  return at.t * clip.stride[1] + at.h * clip.stride[2] + at.w * clip.stride[3];
-}
 
 }  // namespace mirasol

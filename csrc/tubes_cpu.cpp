@@ -1,7 +1,5 @@
 // The CPU path. This file is compiled once per instruction set, in a namespace MIRASOL_ISA of its own; products are
 // never contracted with sums, so that every instruction set, the GPU and PyTorch itself round alike.
-#include "tubes_cpu.h"
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
@@ -12,6 +10,7 @@
 #include <immintrin.h>
 #endif
 
+#include "call.h"
 #include "numbers.h"
 
 namespace mirasol {
@@ -22,14 +21,14 @@ template <class A, class B>
 using Compute = std::conditional_t<std::is_same_v<A, double> || std::is_same_v<B, double>, double, float>;
 
 // How a row of pixels lies in memory. Packed: three channels beside each other. Planar: each channel beside itself.
-enum class Layout { kPacked, kPlanar, kStrided };
+enum class Row { kPacked, kPlanar, kStrided };
 
-constexpr int64_t kBuffer = 8192;       // elements
+constexpr int64_t kBuffer = 8192;      // elements
 constexpr int64_t kAround = 24 << 20;  // bytes of tokens that no cache will keep until they are read
 
-Layout layout_of(const Clip& clip) {
-  if (clip.stride[4] == 1 && clip.stride[3] == kChannels) return Layout::kPacked;
-  return clip.stride[3] == 1 ? Layout::kPlanar : Layout::kStrided;
+Row row_of(const Clip& clip) {
+  if (clip.stride[4] == 1 && clip.stride[3] == kChannels) return Row::kPacked;
+  return clip.stride[3] == 1 ? Row::kPlanar : Row::kStrided;
 }
 
 // Threads worth waking for so many elements.
@@ -44,10 +43,10 @@ struct Factors {
   static constexpr int kPeriod = 48;
   C scale[kPeriod], shift[kPeriod];
 
-  explicit Factors(const Affine& affine) {
+  explicit Factors(const Call& call) {
     for (int i = 0; i < kPeriod; ++i) {
-      scale[i] = static_cast<C>(affine.scale[i % kChannels]);
-      shift[i] = static_cast<C>(affine.shift[i % kChannels]);
+      scale[i] = static_cast<C>(call.scale[i % kChannels]);
+      shift[i] = static_cast<C>(call.shift[i % kChannels]);
     }
   }
 };
@@ -90,7 +89,7 @@ MIRASOL_HD void normalise_stretch(const In* __restrict in, Out* __restrict out, 
     convert_all(elements, out, n);
   } else if constexpr (std::is_same_v<In, uint8_t> && std::is_same_v<Out, Bfloat>) {
 #pragma omp simd
-    for (int i = 0; i < n; ++i) out[i] = round_number(convert<C>(in[i]) * by.scale[i] + by.shift[i]);
+    for (int i = 0; i < n; ++i) out[i] = bfloat_of_number(convert<C>(in[i]) * by.scale[i] + by.shift[i]);
   } else {
 #pragma omp simd
     for (int i = 0; i < n; ++i) out[i] = convert<Out>(convert<C>(in[i]) * by.scale[i] + by.shift[i]);
@@ -134,13 +133,13 @@ void normalise(const In* __restrict in, Out* __restrict out, const Factors<C>& b
 }
 
 // Copies a row of pixels side by side. A constant `Width` turns the copy into a few moves.
-template <Layout layout, int Width, class In>
+template <Row kind, int Width, class In>
 inline void copy_row(const In* __restrict in, In* __restrict out, const Clip& clip, int width) {
   const int n = Width ? Width : width;
-  if constexpr (layout == Layout::kPacked) {
+  if constexpr (kind == Row::kPacked) {
     std::memcpy(out, in, n * kChannels * sizeof(In));
   } else {
-    const int64_t step = layout == Layout::kPlanar ? 1 : clip.stride[3], plane = clip.stride[4];
+    const int64_t step = kind == Row::kPlanar ? 1 : clip.stride[3], plane = clip.stride[4];
     for (int i = 0; i < n; ++i) {
       out[i * kChannels] = in[i * step];
       out[i * kChannels + 1] = in[plane + i * step];
@@ -151,7 +150,7 @@ inline void copy_row(const In* __restrict in, In* __restrict out, const Clip& cl
 
 // A row of tokens and one frame of each: the clip is read along its rows, in which the tokens lie side by side, and what
 // was read passes through a buffer of the nearest cache, where every token's part lies in one piece.
-template <Layout layout, int Width, class In, class Out, class C>
+template <Row kind, int Width, class In, class Out, class C>
 void cut_frame(const In* frame, Out* out, In* buffer, const Tube& tube, const Clip& clip, const Factors<C>& by,
                bool around) {
   const int64_t row = int64_t{tube.kernel[2]} * kChannels, step = tube.stride[2] * clip.stride[3];
@@ -164,7 +163,7 @@ void cut_frame(const In* frame, Out* out, In* buffer, const Tube& tube, const Cl
       for (int64_t i = 0; i < high; ++i) {
         const In* from = frame + (h + i) * clip.stride[2] + w * step;
         for (int64_t j = 0; j < wide; ++j) {
-          copy_row<layout, Width>(from + j * step, buffer + (j * high + i) * row, clip, static_cast<int>(tube.kernel[2]));
+          copy_row<kind, Width>(from + j * step, buffer + (j * high + i) * row, clip, static_cast<int>(tube.kernel[2]));
         }
       }
       for (int64_t j = 0; j < wide; ++j) {
@@ -174,54 +173,39 @@ void cut_frame(const In* frame, Out* out, In* buffer, const Tube& tube, const Cl
   }
 }
 
-// Asks for the next frame of a row of tokens while this one is cut: frames lie too far apart for the processor to guess.
-template <Layout layout, class In>
-void prefetch_frame(const In* frame, const Tube& tube, const Clip& clip) {
-  constexpr int64_t line = 64;
-  const int64_t pixels = int64_t{tube.grid[2] - 1} * tube.stride[2] + tube.kernel[2];
-  const int64_t bytes = pixels * (layout == Layout::kPacked ? kChannels : 1) * static_cast<int64_t>(sizeof(In));
-  for (int c = 0; c < (layout == Layout::kPacked ? 1 : kChannels); ++c) {
-    for (uint32_t h = 0; h < tube.kernel[1]; ++h) {
-      const char* row = reinterpret_cast<const char*>(frame + h * clip.stride[2] + c * clip.stride[4]);
-      for (int64_t at = 0; at < bytes; at += line) __builtin_prefetch(row + at, 0, 2);
-    }
-  }
-}
-
-template <Layout layout, class In, class Out, class C>
+template <Row kind, class In, class Out, class C>
 auto pick_cut(uint32_t width) {
   switch (width) {
-    case 4: return cut_frame<layout, 4, In, Out, C>;
-    case 8: return cut_frame<layout, 8, In, Out, C>;
-    case 12: return cut_frame<layout, 12, In, Out, C>;
-    case 16: return cut_frame<layout, 16, In, Out, C>;
-    default: return cut_frame<layout, 0, In, Out, C>;
+    case 4: return cut_frame<kind, 4, In, Out, C>;
+    case 8: return cut_frame<kind, 8, In, Out, C>;
+    case 12: return cut_frame<kind, 12, In, Out, C>;
+    case 16: return cut_frame<kind, 16, In, Out, C>;
+    default: return cut_frame<kind, 0, In, Out, C>;
   }
 }
 
-template <Layout layout, class In, class Out>
-void extract(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const In* video,
-             void* const* tokens, int threads) {
+template <Row kind, class In, class Out>
+void extract(const Call& call, int threads) {
   using C = Compute<In, Out>;
-  const Factors<C> by(affine);
+  const Factors<C> by(call);
+  const Clip& clip = call.clip;
   int64_t elements = 0;
-  for (const Tube& tube : tubes) elements += clip.size[0] * tube.tokens() * tube.elements();
+  for (const Tube& tube : call.tubes) elements += clip.size[0] * tube.tokens() * tube.elements();
   const bool around = elements * static_cast<int64_t>(sizeof(Out)) > kAround;
 #pragma omp parallel num_threads(team(elements, threads))
-  for (size_t i = 0; i < tubes.size(); ++i) {
-    const Tube& tube = tubes[i];
+  for (size_t i = 0; i < call.tubes.size(); ++i) {
+    const Tube& tube = call.tubes[i];
     const int64_t row = int64_t{tube.kernel[2]} * kChannels, frame = row * tube.kernel[1];
     const int64_t frames = clip.size[0] * tube.grid[0] * tube.grid[1] * tube.kernel[0];
-    const auto cut = pick_cut<layout, In, Out, C>(tube.kernel[2]);
+    const auto cut = pick_cut<kind, In, Out, C>(tube.kernel[2]);
     const std::unique_ptr<In[]> buffer(new In[std::max(row, kBuffer)]);
-    Out* out = static_cast<Out*>(tokens[i]);
+    Out* out = static_cast<Out*>(call.tokens[i]);
 #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < frames; ++n) {
       const int64_t t = n % tube.kernel[0], first = n / tube.kernel[0] * tube.grid[2];
       uint32_t b = static_cast<uint32_t>(first);
       const Place at = tube.token(b);
-      const In* from = video + tube.origin(clip, b, at) + t * clip.stride[1];
-      if (layout != Layout::kStrided && t + 1 < tube.kernel[0]) prefetch_frame<layout>(from + clip.stride[1], tube, clip);
+      const In* from = static_cast<const In*>(call.video) + tube.origin(clip, b, at) + t * clip.stride[1];
       cut(from, out + first * tube.elements() + t * frame, buffer.get(), tube, clip, by, around);
     }
     settle();
@@ -230,10 +214,9 @@ void extract(const Clip& clip, const std::vector<Tube>& tubes, const Affine& aff
 
 // Adds to one row of the clip's gradient what every token that covers it holds, tubes and tokens in their order.
 template <class In, class C>
-void gather_row(const std::vector<Tube>& tubes, const void* const* tokens, uint32_t b, uint32_t frame, uint32_t height,
-                C* row) {
-  for (size_t i = 0; i < tubes.size(); ++i) {
-    const Tube& tube = tubes[i];
+void gather_row(const Call& call, uint32_t b, uint32_t frame, uint32_t height, C* row) {
+  for (size_t i = 0; i < call.tubes.size(); ++i) {
+    const Tube& tube = call.tubes[i];
     uint32_t t0, t1, h0, h1;
     tube.covering(0, frame, t0, t1);
     tube.covering(1, height, h0, h1);
@@ -243,7 +226,7 @@ void gather_row(const std::vector<Tube>& tubes, const void* const* tokens, uint3
       for (uint32_t h = h0; h < h1; ++h) {
         const int64_t dh = height - tube.offset[1] - h * tube.stride[1];
         const int64_t first = ((int64_t{b} * tube.grid[0] + t) * tube.grid[1] + h) * tube.grid[2];
-        const In* in = static_cast<const In*>(tokens[i]) + first * tube.elements() + (dt * tube.kernel[1] + dh) * width;
+        const In* in = static_cast<const In*>(call.tokens[i]) + first * tube.elements() + (dt * tube.kernel[1] + dh) * width;
         C* out = row + int64_t{tube.offset[2]} * kChannels;
         for (uint32_t w = 0; w < tube.grid[2]; ++w) {
 #pragma omp simd
@@ -257,22 +240,22 @@ void gather_row(const std::vector<Tube>& tubes, const void* const* tokens, uint3
 }
 
 template <class In, class Out>
-void scatter(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const void* const* tokens,
-             Out* video, int threads) {
+void scatter(const Call& call, int threads) {
   using C = Compute<In, Out>;
-  const int64_t rows = clip.size[0] * clip.size[1] * clip.size[2], length = clip.size[3] * kChannels;
+  const int64_t* size = call.clip.size;
+  const int64_t rows = size[0] * size[1] * size[2], length = size[3] * kChannels;
   C scale[kChannels];
-  for (int c = 0; c < kChannels; ++c) scale[c] = static_cast<C>(affine.scale[c]);
+  for (int c = 0; c < kChannels; ++c) scale[c] = static_cast<C>(call.scale[c]);
 #pragma omp parallel num_threads(team(rows * length, threads))
   {
     const std::unique_ptr<C[]> sum(new C[length]);
 #pragma omp for schedule(static)
     for (int64_t r = 0; r < rows; ++r) {
-      const int64_t frame = r / clip.size[2];
+      const int64_t frame = r / size[2];
       for (int64_t i = 0; i < length; ++i) sum[i] = 0;
-      gather_row<In>(tubes, tokens, static_cast<uint32_t>(frame / clip.size[1]),
-                     static_cast<uint32_t>(frame % clip.size[1]), static_cast<uint32_t>(r % clip.size[2]), sum.get());
-      Out* out = video + r * length;
+      gather_row<In>(call, static_cast<uint32_t>(frame / size[1]), static_cast<uint32_t>(frame % size[1]),
+                     static_cast<uint32_t>(r % size[2]), sum.get());
+      Out* out = static_cast<Out*>(call.video) + r * length;
       for (int64_t w = 0; w < length; w += kChannels) {
         for (int c = 0; c < kChannels; ++c) out[w + c] = convert<Out>(sum[w + c] * scale[c]);
       }
@@ -290,35 +273,27 @@ void with_float(Dtype dtype, F f) {
   }
 }
 
-template <class F>
-void with_pixel(Dtype dtype, F f) {
-  return dtype == Dtype::kUint8 ? f(uint8_t{}) : with_float(dtype, f);
-}
-
 }  // namespace
 
-void extract(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const void* video, Dtype from,
-             void* const* tokens, Dtype to, int threads) {
-  with_pixel(from, [&](auto pixel) {
-    with_float(to, [&](auto element) {
+void extract(const Call& call, int threads) {
+  with_float(call.element, [&](auto element) {
+    const auto run = [&](auto pixel) {
       using In = decltype(pixel);
       using Out = decltype(element);
-      const In* in = static_cast<const In*>(video);
-      switch (layout_of(clip)) {
-        case Layout::kPacked: return extract<Layout::kPacked, In, Out>(clip, tubes, affine, in, tokens, threads);
-        case Layout::kPlanar: return extract<Layout::kPlanar, In, Out>(clip, tubes, affine, in, tokens, threads);
-        case Layout::kStrided: return extract<Layout::kStrided, In, Out>(clip, tubes, affine, in, tokens, threads);
+      switch (row_of(call.clip)) {
+        case Row::kPacked: return extract<Row::kPacked, In, Out>(call, threads);
+        case Row::kPlanar: return extract<Row::kPlanar, In, Out>(call, threads);
+        case Row::kStrided: return extract<Row::kStrided, In, Out>(call, threads);
       }
-    });
+    };
+    if (call.pixel == Dtype::kUint8) return run(uint8_t{});
+    with_float(call.pixel, run);
   });
 }
 
-void scatter(const Clip& clip, const std::vector<Tube>& tubes, const Affine& affine, const void* const* tokens,
-             Dtype from, void* video, Dtype to, int threads) {
-  with_float(from, [&](auto element) {
-    with_float(to, [&](auto pixel) {
-      scatter<decltype(element)>(clip, tubes, affine, tokens, static_cast<decltype(pixel)*>(video), threads);
-    });
+void scatter(const Call& call, int threads) {
+  with_float(call.element, [&](auto element) {
+    with_float(call.pixel, [&](auto pixel) { scatter<decltype(element), decltype(pixel)>(call, threads); });
   });
 }
 

@@ -1,102 +1,38 @@
-// What one warp of the GPU does, as functions of the lane, so that the same code can be walked through on the CPU.
+// What one warp of the GPU does, as functions of the lane, so that the tests can walk through the same code on a CPU.
 //
-// A warp's item is a token, taken in runs of at most 256 pixels. First the lanes copy a run into the block's memory, in
-// the order of the token, with the widest accesses that alignment allows. Then they normalise it from there and write it
-// out, 16 bytes a lane side by side. Offsets inside a token take 32 bits, those of tokens 64.
+// A warp takes a token, in runs of at most 256 pixels. First the lanes copy a run into the block's memory, in the order
+// of the token, with the widest accesses that alignment allows. Then they normalise it from there and write it out, 16
+// bytes a lane side by side.
 #pragma once
 
 #include <cstdint>
 
+#include "launch.h"
 #include "numbers.h"
-#include "tubes.h"
 
 namespace mirasol {
-
-constexpr int kLanes = 32;
-constexpr uint32_t kRunPixels = 256;
-constexpr uint32_t kRunElements = kRunPixels * kChannels;
-constexpr int kMaxTasks = 16;
-
-struct Task {  // one tube of a launch
-  Tube tube;
-  void* tokens;
-  uint32_t first_item;  // of the launch
-  uint32_t run;         // pixels at once; the last run of a token may be shorter
-  uint8_t load_bytes;   // width of one load
-  bool wide_stores;     // whether 16-byte stores are aligned
-};
-
-struct Launch {
-  Clip clip;
-  const void* video;
-  bool packed;  // the channels of a pixel, and the pixels of a row, lie side by side
-  int32_t step[3];  // the clip's strides t, h, w once more
-  float scale[kChannels], shift[kChannels];
-  uint32_t tasks, items;
-  Task task[kMaxTasks];
-};
-
-struct Run {
-  int64_t origin;        // of its token in the clip, in elements
-  int64_t output;        // of its token among the tube's, in elements
-  uint32_t first_pixel;  // of its token
-  uint32_t pixels;
-};
-
-// The first run of an item.
-MIRASOL_HD Run find_run(const Clip& clip, const Task& task, uint32_t item) {
-  uint32_t token = item - task.first_item;
-  Run run;
-  run.first_pixel = 0;
-  run.pixels = task.run < task.tube.pixels() ? task.run : task.tube.pixels();
-  run.output = int64_t{token} * task.tube.elements();
-  const Place at = task.tube.token(token);
-  run.origin = task.tube.origin(clip, token, at);
-  return run;
-}
-
-// Moves on to the next run of the same token, unless there is none.
-MIRASOL_HD bool next_run(const Task& task, Run& run) {
-  run.first_pixel += run.pixels;
-  const uint32_t left = task.tube.pixels() - run.first_pixel;
-  run.pixels = left < task.run ? left : task.run;
-  return left != 0;
-}
-
-template <int Bytes>
-struct Words {
-  using Word = uint32_t;
-};
-template <>
-struct Words<2> {
-  using Word = uint16_t;
-};
-template <>
-struct Words<1> {
-  using Word = uint8_t;
-};
 
 // What one access moves.
 template <int Bytes>
 struct alignas(Bytes) Piece {
-  typename Words<Bytes>::Word word[(Bytes + 3) / 4];
+  std::conditional_t<Bytes == 1, uint8_t, std::conditional_t<Bytes == 2, uint16_t, uint32_t>> word[(Bytes + 3) / 4];
 };
 
 template <int Bytes>
 MIRASOL_HD Piece<Bytes> read(const void* from) {
-#ifdef __CUDA_ARCH__
   Piece<Bytes> piece;
+#ifdef __CUDA_ARCH__
   if constexpr (Bytes == 16) {
     *reinterpret_cast<uint4*>(&piece) = __ldg(static_cast<const uint4*>(from));
   } else if constexpr (Bytes == 8) {
     *reinterpret_cast<uint2*>(&piece) = __ldg(static_cast<const uint2*>(from));
   } else {
-    piece.word[0] = __ldg(static_cast<const typename Words<Bytes>::Word*>(from));
+    piece.word[0] = __ldg(static_cast<decltype(&piece.word[0])>(const_cast<void*>(from)));
   }
-  return piece;
 #else
-  return *static_cast<const Piece<Bytes>*>(from);
+  piece = *static_cast<const Piece<Bytes>*>(from);
 #endif
+  return piece;
 }
 
 // Writes 16 bytes at once, which a compiler may otherwise split, or one element.
@@ -115,72 +51,55 @@ MIRASOL_HD void write(void* to, const T& data) {
   *static_cast<T*>(to) = data;
 }
 
-// Moves a lane's pieces, several at a time: `load(piece)` for all of them before the first `store(piece, data)`, so that
+struct Run {
+  int64_t origin;  // of its token in the clip, in elements
+  int64_t output;  // of its token among the tube's, in elements
+  uint32_t first;  // pixel of its token
+  uint32_t pixels;
+};
+
+// Offset of a run's piece of `each` elements from its token's first pixel. Packed: pieces of a row, whatever channel they
+// begin with. Otherwise pieces of one channel's row, the three channels in turn.
+template <bool packed>
+MIRASOL_HD int64_t source(const Launch& launch, const Task& task, const Run& run, uint32_t piece, uint32_t each) {
+  const uint32_t first = run.first + (packed ? piece * each / kChannels : piece / kChannels * each);
+  const uint32_t channel = packed ? piece * each % kChannels : piece % kChannels;
+  const Place at = task.tube.pixel(first);
+  const int64_t row = int64_t{launch.step[0]} * static_cast<int32_t>(at.t) +
+                      int64_t{launch.step[1]} * static_cast<int32_t>(at.h);
+  if constexpr (packed) return row + (at.w * kChannels + channel);
+  return row + int64_t{launch.step[2]} * static_cast<int32_t>(at.w) + channel * launch.clip.stride[4];
+}
+
+// Copies this lane's share of a run, several pieces at a time: all of them are loaded before the first is stored, so that
 // their latencies overlap.
-template <class In, int Bytes, class Load, class Store>
-MIRASOL_HD void move_pieces(uint32_t pieces, int lane, Load load, Store store) {
-  constexpr uint32_t most = kRunElements * sizeof(In) / Bytes;
-  constexpr uint32_t limit = Bytes == 16 ? 3 : 4;  // what registers allow
-  constexpr uint32_t batch = most < limit * kLanes ? (most + kLanes - 1) / kLanes : limit;
+template <class In, bool packed, int Bytes>
+MIRASOL_HD void stage_pieces(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
+  constexpr uint32_t each = Bytes / sizeof(In), most = (kRunElements / each + kLanes - 1) / kLanes;
+  constexpr uint32_t limit = Bytes == 16 ? 3 : 4, batch = most < limit ? most : limit;  // what registers allow
+  const In* from = static_cast<const In*>(launch.video) + run.origin;
+  const uint32_t pieces = run.pixels * kChannels / each;
   for (uint32_t first = lane; first < pieces; first += batch * kLanes) {
     Piece<Bytes> data[batch];
 #pragma unroll
     for (uint32_t i = 0; i < batch; ++i) {
-      if (first + i * kLanes < pieces) data[i] = load(first + i * kLanes);
+      const uint32_t piece = first + i * kLanes;
+      if (piece < pieces) data[i] = read<Bytes>(from + source<packed>(launch, task, run, piece, each));
     }
 #pragma unroll
     for (uint32_t i = 0; i < batch; ++i) {
-      if (first + i * kLanes < pieces) store(first + i * kLanes, data[i]);
-    }
-  }
-}
-
-// Copies this lane's share of a run with packed pixels: pieces of a row, whatever channel they begin with.
-template <class In, int Bytes>
-MIRASOL_HD void stage_packed(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
-  constexpr uint32_t each = Bytes / sizeof(In);
-  const In* from = static_cast<const In*>(launch.video) + run.origin;
-  const uint32_t row_elements = task.tube.kernel[2] * kChannels;
-  const auto load = [&](uint32_t piece) {
-    uint32_t column = run.first_pixel * kChannels + piece * each;
-    uint32_t t = task.tube.by_elements.quotient(column);
-    column -= t * row_elements;
-    const uint32_t h = task.tube.by_plane.split(t);
-    return read<Bytes>(from + static_cast<int32_t>(t * launch.step[0] + h * launch.step[1] + column));
-  };
-  const auto store = [&](uint32_t piece, const Piece<Bytes>& data) {
-    *reinterpret_cast<Piece<Bytes>*>(stage + piece * each) = data;
-  };
-  move_pieces<In, Bytes>(run.pixels * kChannels / each, lane, load, store);
-}
-
-// Copies this lane's share of a run with the channels apart: pieces of one channel's row, spread over the pixels.
-template <class In, int Bytes>
-MIRASOL_HD void stage_planar(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
-  constexpr uint32_t each = Bytes / sizeof(In);
-  const In* from = static_cast<const In*>(launch.video) + run.origin;
-  const auto load = [&](uint32_t piece) {
-    const uint32_t group = piece / kChannels, channel = piece % kChannels;
-    const Place at = task.tube.pixel(run.first_pixel + group * each);
-    const int32_t offset = at.t * launch.step[0] + at.h * launch.step[1] + at.w * launch.step[2];
-    return read<Bytes>(from + channel * launch.clip.stride[4] + offset);
-  };
-  const auto store = [&](uint32_t piece, const Piece<Bytes>& data) {
-    const uint32_t group = piece / kChannels, channel = piece % kChannels;
-    In pixels[each];
-    memcpy(pixels, &data, Bytes);
+      const uint32_t piece = first + i * kLanes;
+      if (piece >= pieces) continue;
+      if constexpr (packed) {
+        *reinterpret_cast<Piece<Bytes>*>(stage + piece * each) = data[i];
+      } else {
+        In pixels[each];
+        memcpy(pixels, &data[i], Bytes);
+        In* to = stage + piece / kChannels * each * kChannels + piece % kChannels;
 #pragma unroll
-    for (uint32_t i = 0; i < each; ++i) stage[(group * each + i) * kChannels + channel] = pixels[i];
-  };
-  move_pieces<In, Bytes>(run.pixels / each * kChannels, lane, load, store);
-}
-
-template <class In, bool packed, int Bytes>
-MIRASOL_HD void stage_pieces(const Launch& launch, const Task& task, const Run& run, int lane, In* stage) {
-  if constexpr (packed) {
-    stage_packed<In, Bytes>(launch, task, run, lane, stage);
-  } else {
-    stage_planar<In, Bytes>(launch, task, run, lane, stage);
+        for (uint32_t j = 0; j < each; ++j) to[j * kChannels] = pixels[j];
+      }
+    }
   }
 }
 
@@ -194,11 +113,11 @@ MIRASOL_HD void stage_run(const Launch& launch, const Task& task, const Run& run
   }
 }
 
-// The factors of the element that a lane begins with, and of the two after it. Every run begins with channel 0.
-struct Factors3 {
+// The factors of an element and of the two after it. Every run begins with channel 0.
+struct Factors {
   float scale[kChannels], shift[kChannels];
 
-  MIRASOL_HD Factors3(const Launch& launch, uint32_t first) {
+  MIRASOL_HD Factors(const Launch& launch, uint32_t first) {
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
       scale[j] = launch.scale[(first + j) % kChannels];
@@ -207,7 +126,7 @@ struct Factors3 {
   }
 
   MIRASOL_HD void advance(int elements) {
-    const Factors3 before = *this;
+    const Factors before = *this;
 #pragma unroll
     for (int j = 0; j < kChannels; ++j) {
       scale[j] = before.scale[(j + elements) % kChannels];
@@ -216,22 +135,20 @@ struct Factors3 {
   }
 };
 
-template <class Out>
-constexpr int kWide = 16 / sizeof(Out);  // elements of a wide store
-
 // Normalises and writes this lane's share of a run, `Each` elements at a time.
 template <class In, class Out, int Each>
-MIRASOL_HD void emit(const Run& run, Factors3 by, int lane, const In* stage, Out* out) {
+MIRASOL_HD void emit_pieces(const Launch& launch, const Run& run, int lane, const In* stage, Out* out) {
   struct alignas(Each * sizeof(Out)) Elements {
     Out element[Each];
   };
   struct alignas(Each * sizeof(In) < 16 ? Each * sizeof(In) : 16) Pixels {
     In pixel[Each];
   };
-  const uint32_t count = run.pixels * kChannels / Each;
+  const uint32_t pieces = run.pixels * kChannels / Each;
+  Factors by(launch, lane * Each);
   // Every third time the factors are those of the first again; wide pixels leave no registers for that.
 #pragma unroll(sizeof(In) == 4 ? 1 : 3)
-  for (uint32_t piece = lane; piece < count; piece += kLanes) {
+  for (uint32_t piece = lane; piece < pieces; piece += kLanes) {
     const Pixels pixels = *reinterpret_cast<const Pixels*>(stage + piece * Each);
     Elements made;
 #pragma unroll
@@ -244,31 +161,40 @@ MIRASOL_HD void emit(const Run& run, Factors3 by, int lane, const In* stage, Out
   }
 }
 
-// `by` belongs to this lane's first wide store.
 template <class In, class Out>
-MIRASOL_HD void emit_run(const Launch& launch, const Task& task, const Run& run, const Factors3& by, int lane,
-                         const In* stage) {
-  Out* out = static_cast<Out*>(task.tokens) + run.output + run.first_pixel * kChannels;
+MIRASOL_HD void emit_run(const Launch& launch, const Task& task, const Run& run, int lane, const In* stage) {
+  Out* out = static_cast<Out*>(task.tokens) + run.output + run.first * kChannels;
   if (task.wide_stores) {
-    emit<In, Out, kWide<Out>>(run, by, lane, stage, out);
+    emit_pieces<In, Out, 16 / sizeof(Out)>(launch, run, lane, stage, out);
   } else {
-    emit<In, Out, 1>(run, Factors3(launch, lane), lane, stage, out);
+    emit_pieces<In, Out, 1>(launch, run, lane, stage, out);
   }
 }
 
-MIRASOL_HD const Task& find_task(const Launch& launch, uint32_t item) {
+// A token from beginning to end: `each(task, run)` for one run after another.
+template <class F>
+MIRASOL_HD void for_runs(const Launch& launch, uint32_t token, F each) {
   uint32_t i = launch.tasks - 1;
-  while (i > 0 && launch.task[i].first_item > item) --i;
-  return launch.task[i];
+  while (launch.task[i].first_token > token) --i;
+  const Task& task = launch.task[i];
+  token -= task.first_token;
+  Run run;
+  run.output = int64_t{token} * task.tube.elements();
+  const Place at = task.tube.token(token);
+  run.origin = task.tube.origin(launch.clip, token, at);
+  for (run.first = 0; run.first < task.tube.pixels(); run.first += run.pixels) {
+    const uint32_t left = task.tube.pixels() - run.first;
+    run.pixels = left < task.run ? left : task.run;
+    each(task, run);
+  }
 }
 
-// One pixel of the gradient for the clip: what every token that covers it holds, tubes and tokens in their order.
-template <class In>
-MIRASOL_HD void gather_pixel(const Launch& launch, uint32_t b, Place at, float* sum) {
-  sum[0] = sum[1] = sum[2] = 0;
+// One pixel of the clip's gradient: what every token that covers it holds, tubes and tokens in their order.
+template <class In, class Out>
+MIRASOL_HD void gather_pixel(const Launch& launch, uint32_t b, Place at, Out* out) {
+  float sum[kChannels] = {0, 0, 0};
   for (uint32_t i = 0; i < launch.tasks; ++i) {
     const Tube& tube = launch.task[i].tube;
-    const In* tokens = static_cast<const In*>(launch.task[i].tokens);
     uint32_t t0, t1, h0, h1, w0, w1;
     tube.covering(0, at.t, t0, t1);
     tube.covering(1, at.h, h0, h1);
@@ -281,13 +207,29 @@ MIRASOL_HD void gather_pixel(const Launch& launch, uint32_t b, Place at, float* 
                          dw = at.w - tube.offset[2] - w * tube.stride[2];
           const int64_t token = ((int64_t{b} * tube.grid[0] + t) * tube.grid[1] + h) * tube.grid[2] + w;
           const uint32_t pixel = (dt * tube.kernel[1] + dh) * tube.kernel[2] + dw;
-          const In* from = tokens + (token * tube.pixels() + pixel) * kChannels;
+          const In* from = static_cast<const In*>(launch.task[i].tokens) + (token * tube.pixels() + pixel) * kChannels;
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) sum[c] += convert<float>(from[c]);
         }
       }
     }
   }
+#pragma unroll
+  for (int c = 0; c < kChannels; ++c) out[c] = convert<Out>(sum[c] * launch.scale[c]);
+}
+
+template <class F>
+void with_gpu_float(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kFloat16: return f(Half{});
+    case Dtype::kBfloat16: return f(Bfloat{});
+    default: return f(float{});
+  }
+}
+
+template <class F>
+void with_gpu_pixel(Dtype dtype, F f) {
+  return dtype == Dtype::kUint8 ? f(uint8_t{}) : with_gpu_float(dtype, f);
 }
 
 }  // namespace mirasol

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
 
-from ..core.checks import FLOATS, expect, expect_tensor
-from . import reference
-from .geometry import CHANNELS, Tube, check_tubes
-from .ops import ExtractTubes
+from mirasol.kernels.core.checks import FLOATS, expect, expect_number, expect_tensor, refuse
+from mirasol.kernels.tubes import op, reference
+from mirasol.kernels.tubes.geometry import CHANNELS, Tube, check_tubes
 
 TubeBackend = Literal["auto", "native", "torch", "reference"]
 
@@ -63,7 +61,7 @@ def extract_tubes(
     scale = [1 / (unit * s) for s in stds]
     shift = [-m / s for m, s in zip(means, stds, strict=True)]
     numbers = [n for tube in checked for triple in tube for n in triple]
-    return list(ExtractTubes.apply(clip, numbers, scale, shift, dtype, backend))
+    return op.extract(clip, numbers, scale, shift, dtype, backend)
 
 
 def channels_last(video: torch.Tensor) -> torch.Tensor:
@@ -90,7 +88,7 @@ def _check_backend(backend: str) -> None:
 
 
 def _triple(name: str, values: Sequence[float]) -> list[float]:
-    expect(len(values) == CHANNELS, name, "hold one number per channel (3)", values)
-    numbers = [float(v) for v in values]
-    expect(all(abs(n) < math.inf for n in numbers), name, "hold finite numbers", values)
-    return numbers
+    if isinstance(values, torch.Tensor) or not hasattr(values, "__len__"):
+        refuse(name, "hold three numbers, one per channel (of a tensor, pass its tolist())", values, TypeError)
+    expect(len(values) == CHANNELS, name, "hold three numbers, one per channel", values)
+    return [expect_number(f"{name}[{c}]", value) for c, value in enumerate(values)]

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..core.precision import accumulate_dtype
-from .geometry import CHANNELS, Tube, tube_grid
+from mirasol.kernels.core.precision import accumulate_dtype
+from mirasol.kernels.tubes.geometry import CHANNELS, Tube, tube_grid
 
 
 def extract(

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..core.checks import expect, expect_int
+from mirasol.kernels.core.checks import expect, expect_int, refuse
 
 CHANNELS = 3
 _AXES = ("t", "h", "w")
@@ -81,9 +81,7 @@ def check_tubes(tubes: Sequence[Tube], frames: int, height: int, width: int) -> 
         ValueError: a tube that yields no token, naming the axis along which it does not fit.
     """
     checked = as_tubes(tubes)
-    sizes = (frames, height, width)
-    for name, size in zip(("frames", "height", "width"), sizes, strict=True):
-        expect_int(name, size)
+    sizes = [expect_int(name, n) for name, n in (("frames", frames), ("height", height), ("width", width))]
     for i, (kernel, stride, offset) in enumerate(checked):
         for axis in range(3):
             k, o, size = kernel[axis], offset[axis], sizes[axis]
@@ -125,32 +123,16 @@ def tube_centres(
 
 
 def _as_tube(name: str, value: Any) -> Tube:
-    if not _well_formed(value):
-        _refuse(name, value)
-    return value if isinstance(value, Tube) else Tube(*(tuple(triple) for triple in value))
-
-
-def _well_formed(value: Any) -> bool:
-    """Whether `_refuse` has nothing to say; apart from it because every call of an operator asks."""
-    return (
-        isinstance(value, tuple | list)
-        and len(value) in (2, 3)
-        and all(
-            isinstance(triple, tuple | list) and len(triple) == 3 and all(_is_int(n) and n >= least for n in triple)
-            for triple, least in zip(value, (1, 1, 0), strict=False)
-        )
-    )
-
-
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool)
-
-
-def _refuse(name: str, value: Any) -> None:
     if not isinstance(value, tuple | list) or len(value) not in (2, 3):
-        raise TypeError(f"{name} must be a Tube(kernel, stride, offset), was {value!r}")
-    for field, triple, least in zip(Tube._fields, value, (1, 1, 0), strict=False):
-        if not isinstance(triple, tuple | list) or len(triple) != 3:
-            raise TypeError(f"{name}.{field} must be three ints (t, h, w), was {triple!r}")
-        for axis, number in zip(_AXES, triple, strict=True):
-            expect_int(f"{name}.{field} along {axis}", number, minimum=least)
+        refuse(name, "be a Tube(kernel, stride, offset)", value, TypeError)
+    fields = zip(Tube._fields, value, (1, 1, 0), strict=False)
+    return Tube(*[_triple(f"{name}.{field}", triple, least) for field, triple, least in fields])
+
+
+def _triple(name: str, value: Any, least: int) -> tuple[int, int, int]:
+    if not isinstance(value, tuple | list) or len(value) != 3:
+        refuse(name, "be three ints (t, h, w)", value, TypeError)
+    if type(value[0]) is type(value[1]) is type(value[2]) is int and min(value) >= least:
+        return tuple(value)  # every call asks: without the names of 36 numbers
+    t, h, w = [expect_int(f"{name} along {axis}", n, minimum=least) for axis, n in zip(_AXES, value, strict=True)]
+    return t, h, w

@@ -9,9 +9,11 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
+
+from mirasol.kernels.core.device import on_device
 
 _CODES = {torch.uint8: 0, torch.float16: 1, torch.bfloat16: 2, torch.float32: 3, torch.float64: 4}
 _TUBES_A_LAUNCH = 16
@@ -24,10 +26,10 @@ def _load(name: str) -> tuple[ModuleType | None, str]:
     try:
         return importlib.import_module(f"{__package__}.{name}"), ""
     except ImportError as error:
-        report = _build_report().get(name, {})
-        if report.get("built"):
-            return None, f"{name} was built but does not load: {error}"
-        return None, report.get("why", f"{name} was not built: the package was not installed by its setup.py")
+        report = _build_report().get(
+            name, {"why": f"{name} was not built: the package was not installed by its setup.py"}
+        )
+        return None, report.get("why", f"{name} was built but does not load: {error}")
 
 
 @functools.cache
@@ -41,18 +43,16 @@ def build_info() -> dict[str, dict[str, Any]]:
 
     Returns:
         Per module ("cpu": the C++ one, "cuda": the CUDA one) `available` (it loads), and where known `compiler`,
-        `flags`, `architectures`, `isa` (the CPU's instruction set in use), else `why` it is missing.
+        `flags` (of CUDA with the architectures), `isa` (the CPU's instruction set in use), else `why` it is missing.
     """
     info: dict[str, dict[str, Any]] = {}
     for device, name in _MODULES.items():
         module, why = _load(name)
-        entry = {k: v for k, v in _build_report().get(name, {}).items() if k != "built"}
-        entry["available"] = module is not None
+        info[device] = {**_build_report().get(name, {}), "available": module is not None}
         if module is None:
-            entry["why"] = why
+            info[device]["why"] = why
         elif device == "cpu":
-            entry["isa"] = module.instruction_sets[0]
-        info[device] = entry
+            info[device]["isa"] = module.instruction_sets[0]
     return info
 
 
@@ -61,13 +61,6 @@ def tell_missing(device: str) -> None:
     """Say once, on stderr unless logging is set up otherwise, that native code could serve a device and is missing."""
     if device in _MODULES and (why := _load(_MODULES[device])[1]):
         logging.getLogger("mirasol").warning("extract_tubes uses plain PyTorch, which is several times slower: %s", why)
-
-
-def _span(video: torch.Tensor, tubes: Sequence[int]) -> int:
-    """Elements of a clip's storage that one token reaches over, each channel by itself."""
-    strides = video.stride()[1:4]
-    kernels = [tubes[i : i + 3] for i in range(0, len(tubes), 9)]
-    return max(sum((k - 1) * s for k, s in zip(kernel, strides, strict=True)) for kernel in kernels) + 3
 
 
 def refusals(tensor: torch.Tensor, dtype: torch.dtype, tubes: Sequence[int]) -> list[str]:
@@ -82,48 +75,30 @@ def refusals(tensor: torch.Tensor, dtype: torch.dtype, tubes: Sequence[int]) -> 
             reasons.append("the CUDA kernels do not serve float64.")
         if len(tubes) > 9 * _TUBES_A_LAUNCH:
             reasons.append(f"the CUDA kernels serve at most {_TUBES_A_LAUNCH} tubes at once.")
-        if tensor.ndim == 5 and _span(tensor, tubes) >= 2**31:
-            reasons.append("the CUDA kernels do not serve tokens that span 2^31 elements of the clip.")
+        if max(map(abs, tensor.stride()[1:4])) >= 2**31:
+            reasons.append("the CUDA kernels do not serve strides of 2^31 elements along frames, H and W.")
     return reasons
 
 
-def extract(
+def run(
+    function: Literal["extract", "scatter"],
     video: torch.Tensor,
     tubes: Sequence[int],
     scale: Sequence[float],
     shift: Sequence[float],
-    tokens: list[torch.Tensor],
+    tokens: Sequence[torch.Tensor],
 ) -> None:
-    """Fill `tokens` (contiguous) from a clip [B, frames, H, W, 3] of any strides."""
+    """Fill dense `tokens` from a clip [B, frames, H, W, 3] of any strides, or its dense gradient from them."""
     pointers = [t.data_ptr() for t in tokens]
-    sizes, strides = list(video.shape[:4]), list(video.stride())
     call = (
-        video.data_ptr(),
-        _CODES[video.dtype],
-        sizes,
-        strides,
-        tubes,
-        scale,
-        shift,
-        pointers,
-        _CODES[tokens[0].dtype],
+        *(video.data_ptr(), _CODES[video.dtype], video.shape[:4], video.stride()),
+        *(tubes, scale, shift, pointers, _CODES[tokens[0].dtype]),
     )
-    _run(video, "extract", call)
-
-
-def scatter(grads: list[torch.Tensor], tubes: Sequence[int], scale: Sequence[float], video: torch.Tensor) -> None:
-    """Fill `video` (contiguous [B, frames, H, W, 3]) with the gradient of `extract`; `grads` are contiguous."""
-    pointers = [g.data_ptr() for g in grads]
-    sizes = list(video.shape[:4])
-    call = (pointers, _CODES[grads[0].dtype], tubes, scale, sizes, video.data_ptr(), _CODES[video.dtype])
-    _run(video, "scatter", call)
-
-
-def _run(on: torch.Tensor, function: str, call: tuple[Any, ...]) -> None:
-    module, why = _load(_MODULES[on.device.type])
+    module, why = _load(_MODULES[video.device.type])
     if module is None:
         raise RuntimeError(why)
-    if on.is_cuda:
-        getattr(module, function)(*call, on.device.index, torch.cuda.current_stream(on.device).cuda_stream)
+    if video.is_cuda:
+        with on_device(video):
+            getattr(module, function)(call, torch.cuda.current_stream().cuda_stream)
     else:
-        getattr(module, function)(*call, torch.get_num_threads(), "")
+        getattr(module, function)(call, torch.get_num_threads(), "")

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..core.precision import accumulate_dtype
-from .geometry import Tube, tube_grid
+from mirasol.kernels.core.precision import accumulate_dtype
+from mirasol.kernels.tubes.geometry import Tube, tube_grid
 
 
 def extract_tubes(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 
 NOT_TESTED = pytest.StashKey[dict[str, str]]()
@@ -16,6 +19,11 @@ def skip_loudly(request: pytest.FixtureRequest):
         pytest.skip(f"{what}: {why}")
 
     return skip
+
+
+@pytest.fixture(scope="session")
+def cxx() -> str | None:
+    return os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -45,7 +46,6 @@ def test_without_a_compiler_the_wheel_is_pure_python_and_says_so(bare):
     assert not [name for name in names if name.startswith(("kernels/", "src/", "csrc/", "tests/"))]
     report = json.loads(wheel.read("mirasol/kernels/tubes/_build.json"))
     for module in ("_native", "_cuda"):
-        assert not report[module]["built"]
         assert re.search(rf"\*\*\* mirasol: {module} was not built: .*slower", told)
     assert "no C++ compiler was found" in report["_native"]["why"]
 
@@ -72,9 +72,22 @@ def test_a_failing_cuda_build_does_not_cost_the_other_module(bare, tmp_path, ski
     modules = [name.split(".")[0] for name in wheel.namelist() if name.endswith(".so")]
     assert modules == ["mirasol/kernels/tubes/_native"]
     report = json.loads(wheel.read("mirasol/kernels/tubes/_build.json"))
-    assert report["_native"]["built"]
+    assert "-O3" in report["_native"]["flags"]
+    assert "why" not in report["_native"]
     assert ("MIRASOL_SKIP_CUDA=1 was set" if skip else "nvcc fatal: out of luck") in report["_cuda"]["why"]
     assert "*** mirasol: _cuda was not built" in told
+
+
+def test_a_module_that_is_not_built_again_does_not_stay(bare):
+    copy, environment = bare
+    package = copy / "kernels" / "tubes"
+    stale = [package / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in ("_native", "_cuda")]
+    for module in stale:
+        module.touch()
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=copy, env=environment, check=True, capture_output=True)
+    assert not [module for module in stale if module.exists()]
+    assert set(json.loads((package / "_build.json").read_text())) == {"_native", "_cuda"}
 
 
 def test_an_editable_install_is_resolved_by_type_checkers_elsewhere(bare, tmp_path):

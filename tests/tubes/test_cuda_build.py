@@ -17,6 +17,8 @@ ARCHITECTURES = ("80", "90", "100")
 REGISTERS = {"tubes_extract_kernel": 80, "tubes_scatter_kernel": 56}  # three and four blocks of 256 a processor
 SHARED = {"unsigned char": 6144, "mirasol::Half": 12288, "mirasol::Bfloat": 12288, "float": 24576}
 
+pytestmark = pytest.mark.slow
+
 
 def _setup_list(name: str) -> list[str]:
     for node in ast.parse((ROOT / "setup.py").read_text()).body:

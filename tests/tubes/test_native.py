@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import subprocess
+import sysconfig
+from pathlib import Path
 
 import numpy as np
+import pybind11
 import pytest
 import torch
 
-from mirasol.kernels import TUBEVIT_TUBES, Tube, build_info, extract_tubes, tube_grid
+from mirasol.kernels import Tube, build_info, extract_tubes, tube_grid
 from mirasol.kernels.tubes import eager, native
-from tolerance import assert_close, assert_within_budget
+from tolerance import POINTWISE, assert_close, assert_within_budget
 
 
 @pytest.fixture(autouse=True)
 def _native(skip_loudly):
     if not build_info()["cpu"]["available"]:
         skip_loudly("the native extension", build_info()["cpu"]["why"])
+
+
+@pytest.fixture(scope="session")
+def rehearsal(tmp_path_factory, cxx):
+    """The module _cuda, in which a CPU walks through every warp's part in place of a GPU; None without a compiler."""
+    if cxx is None:
+        return None
+    root, target = Path(__file__).parents[2], tmp_path_factory.mktemp("rehearsal") / "_cuda.so"
+    include = [f"-I{path}" for path in (root / "csrc", pybind11.get_include(), sysconfig.get_path("include"))]
+    command = [cxx, "-std=c++17", "-O1", "-fPIC", "-shared", "-fvisibility=hidden", "-ffp-contract=off", *include]
+    command += [root / "csrc" / "bind_cuda.cpp", Path(__file__).with_name("rehearsal.cpp"), "-o", target]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    spec = importlib.util.spec_from_file_location("rehearsal._cuda", target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(params=["cpu", "rehearsed"])
+def run(request, rehearsal, skip_loudly):
+    """Either path: run("extract" or "scatter", the numbers of a call)."""
+    if request.param == "cpu":
+        return lambda function, call: getattr(module(), function)(call, 2, "")
+    if rehearsal is None:
+        skip_loudly("the rehearsal of the CUDA kernels", "no C++ compiler was found")
+    return lambda function, call: getattr(rehearsal, function)(call, 0)
 
 
 SCALE, SHIFT = [0.017, 0.0175, 0.0174], [-2.1, -2.0, -1.8]
@@ -70,7 +102,7 @@ def test_every_instruction_set_equals_pytorch_bitwise(isa, layout, source):
         expected = eager.extract(video, ODD + EVEN, SCALE, SHIFT, dtype)
         for threads in (1, 3):
             call, tokens = arguments(video, ODD + EVEN, dtype)
-            module().extract(*call, threads, isa)
+            module().extract(call, threads, isa)
             for out, ref in zip(tokens, expected, strict=True):
                 assert torch.equal(out, ref), f"{dtype}: {(out - ref).abs().max()}"
 
@@ -86,7 +118,7 @@ def test_conversions_of_every_kind_of_number(dtype):
         for target in (dtype, torch.float32):
             for isa in module().instruction_sets:
                 call, (out,) = arguments(video, tube, target)
-                module().extract(*call[:5], [1.0] * 3, [0.0] * 3, *call[7:], 1, isa)
+                module().extract((*call[:5], [1.0] * 3, [0.0] * 3, *call[7:]), 1, isa)
                 expected = video.reshape(out.shape).to(target)
                 assert torch.equal(out.isnan(), expected.isnan())
                 assert torch.equal(out.nan_to_num(nan=0.0), expected.nan_to_num(nan=0.0))
@@ -94,110 +126,94 @@ def test_conversions_of_every_kind_of_number(dtype):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("source", [torch.uint8, torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_rehearsed_launch_equals_pytorch(layout, source, dtype):
+def test_the_rehearsed_launch_equals_pytorch_bitwise(layout, source, rehearsal, skip_loudly):
+    if rehearsal is None:
+        skip_loudly("the rehearsal of the CUDA kernels", "no C++ compiler was found")
     video = LAYOUTS[layout](clip(2, 9, 20, 48, 3, dtype=source))
-    for tubes in (ODD, EVEN):
-        call, tokens = arguments(video, tubes, dtype)
-        module().rehearse(*call)
-        for out, ref in zip(tokens, eager.extract(video, tubes, SCALE, SHIFT, dtype), strict=True):
-            assert torch.equal(out, ref)
-
-
-def test_the_launch_uses_wide_accesses_where_alignment_allows():
-    def widths(video, dtype):
-        call, tokens = arguments(video, TUBEVIT_TUBES, dtype)
-        assert all(t.data_ptr() % 16 == 0 for t in tokens)
-        return module().rehearse(*call)
-
-    video = clip(1, 32, 224, 224, 3)
-    planar = LAYOUTS["planar"](video)
-    assert video.data_ptr() % 16 == planar.data_ptr() % 16 == 0
-    for dtype in (torch.bfloat16, torch.float32):
-        # 24, 12, 36 and 48 bytes a row of packed pixels; 8, 4, 12 and 16 of one channel
-        assert widths(video, dtype) == [(8, True), (4, True), (4, True), (16, True)]
-        assert widths(planar, dtype) == [(8, True), (4, True), (4, True), (16, True)]
-    assert {width for width, _ in widths(LAYOUTS["one byte off"](video), torch.bfloat16)} == {1}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for tubes in (ODD, EVEN):
+            call, tokens = arguments(video, tubes, dtype)
+            rehearsal.extract(call, 0)
+            for out, ref in zip(tokens, eager.extract(video, tubes, SCALE, SHIFT, dtype), strict=True):
+                assert torch.equal(out, ref)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("which", ["cpu", "rehearsed"])
-def test_gradients_equal_pytorch(dtype, which):
+def test_gradients_equal_pytorch(dtype, run):
     shape = [2, 9, 20, 48, 3]
     grads = [g.to(dtype) for g in eager.extract(torch.randn(shape), ODD + EVEN, SCALE, SHIFT, torch.float32)]
     video = torch.full(shape, torch.nan, dtype=dtype)
-    call = (
-        [g.data_ptr() for g in grads],
-        CODES[dtype],
-        numbers(ODD + EVEN),
-        SCALE,
-        shape[:4],
-        video.data_ptr(),
-        CODES[dtype],
-    )
-    if which == "cpu":
-        for isa in module().instruction_sets:
-            again = torch.empty_like(video)
-            module().scatter(*call[:5], again.data_ptr(), call[6], 3, isa)
-            module().scatter(*call, 1, isa)
-            assert torch.equal(video, again)
-    else:
-        module().rehearse_gradient(*call)
+    call, _tokens = arguments(video, ODD + EVEN, dtype)
+    run("scatter", (*call[:7], [g.data_ptr() for g in grads], call[8]))
     plain = eager.scatter(grads, ODD + EVEN, SCALE, shape, dtype)
     exact = eager.scatter([g.double() for g in grads], ODD + EVEN, SCALE, shape, torch.float64)
     assert_within_budget("video", video, plain, exact)
     if dtype == torch.float32:
-        assert_close("video", video, exact, rtol=1e-6)
+        assert_close("video", video, exact, rtol=POINTWISE[dtype])
 
 
-@pytest.mark.parametrize("run", ["extract", "rehearse"])
+def test_every_instruction_set_sums_gradients_alike():
+    shape = [2, 9, 20, 48, 3]
+    grads = eager.extract(torch.randn(shape), ODD + EVEN, SCALE, SHIFT, torch.float32)
+    videos = []
+    for isa in module().instruction_sets:
+        for threads in (1, 3):
+            videos.append(torch.full(shape, torch.nan))
+            call, _tokens = arguments(videos[-1], ODD + EVEN, torch.float32)
+            module().scatter((*call[:7], [g.data_ptr() for g in grads], call[8]), threads, isa)
+            assert torch.equal(videos[-1], videos[0])
+
+
 def test_negative_strides_and_overlapping_memory(run):
     pixels = np.random.default_rng(0).integers(0, 256, (2, 9, 20, 48, 3), dtype=np.uint8)
     for view in (pixels[:, ::-1, ::-1, ::-1], pixels[..., ::-1], np.broadcast_to(pixels[:, :, :1], pixels.shape)):
         dense = torch.from_numpy(view.copy())
         call, tokens = arguments(dense, ODD, torch.float32)
-        call = (view.ctypes.data, call[1], call[2], list(view.strides), *call[4:])
-        getattr(module(), run)(*call, *((2, "") if run == "extract" else ()))
+        run("extract", (view.ctypes.data, call[1], call[2], list(view.strides), *call[4:]))
         for out, ref in zip(tokens, eager.extract(dense, ODD, SCALE, SHIFT, torch.float32), strict=True):
             assert torch.equal(out, ref)
 
 
-def test_clips_beyond_two_gibibytes():
+def test_clips_beyond_two_gibibytes(run):
     frames = 2**31 // (224 * 224 * 3) + 40
     video = torch.empty(1, frames, 224, 224, 3, dtype=torch.uint8)  # pages that are never touched are never made
     tubes = [Tube((2, 4, 4), (frames - 4, 32, 32), (1, 8, 8)), Tube((1, 16, 16), (1, 16, 16), (frames - 1, 0, 0))]
     assert video.numel() > 2**31
     for frame in (1, 2, frames - 3, frames - 2, frames - 1):
         video[:, frame] = torch.randint(0, 256, video[:, frame].shape, dtype=torch.uint8)
-    expected = eager.extract(video, tubes, SCALE, SHIFT, torch.float32)
-    for run, extra in (("extract", (1, "")), ("rehearse", ())):
-        call, tokens = arguments(video, tubes, torch.float32)
-        getattr(module(), run)(*call, *extra)
-        for out, ref in zip(tokens, expected, strict=True):
-            assert torch.equal(out, ref)
+    call, tokens = arguments(video, tubes, torch.float32)
+    run("extract", call)
+    for out, ref in zip(tokens, eager.extract(video, tubes, SCALE, SHIFT, torch.float32), strict=True):
+        assert torch.equal(out, ref)
 
 
-def test_strides_of_terabytes_do_not_overflow():
+def test_sizes_and_strides_whose_products_pass_all_integers(run):
     """A clip of one pixel, repeated: addresses stay at that pixel, whatever the sizes."""
     pixel = torch.tensor([7, 8, 9], dtype=torch.uint8)
     video = pixel.expand(1, 2**20, 2**20, 2**20, 3)
     tubes = [Tube((1, 1, 4), (2**19, 2**19, 2**19), (2**19, 2**19, 2**20 - 4))]
-    for run, extra in (("extract", (1, "")), ("rehearse", ())):
-        call, (tokens,) = arguments(video, tubes, torch.float32)
-        getattr(module(), run)(*call, *extra)
-        assert tokens.shape == (1, 1, 12)
-        assert_close(
-            "tokens", tokens[0, 0].view(4, 3), (pixel * torch.tensor(SCALE) + torch.tensor(SHIFT)).expand(4, 3)
-        )
+    call, (tokens,) = arguments(video, tubes, torch.float32)
+    run("extract", call)
+    expected = (pixel * torch.tensor(SCALE) + torch.tensor(SHIFT)).expand(4, 3)
+    assert_close("tokens", tokens[0, 0].view(4, 3), expected)
 
 
-def test_tokens_that_span_too_much_are_refused_by_the_launch():
-    video = torch.zeros(1, 3, 2, 2, 3, dtype=torch.uint8)
-    call, _tokens = arguments(video, [Tube((3, 1, 1), (1, 1, 1))], torch.float32)
-    with pytest.raises(ValueError, match="a token must span fewer than 2\\^31 elements"):
-        module().rehearse(*call[:3], [0, 2**30, 6, 3, 1], *call[4:])
-    far = torch.empty_strided((1, 3, 2, 2, 3), (0, 2**30, 6, 3, 1), dtype=torch.uint8, device="meta")
-    assert native._span(far, call[4]) == 2**31 + 3
+def test_a_token_may_span_more_than_two_gibibytes(run):
+    """Three frames 2^30 elements apart, of which only the pages that are touched exist."""
+    video = torch.empty(2**31 + 12, dtype=torch.uint8).as_strided((1, 3, 2, 2, 3), (0, 2**30, 6, 3, 1))
+    video.copy_(clip(1, 3, 2, 2, 3))
+    tube = [Tube((3, 1, 1), (1, 1, 1))]
+    call, (tokens,) = arguments(video, tube, torch.float32)
+    run("extract", call)
+    assert torch.equal(tokens, eager.extract(video, tube, SCALE, SHIFT, torch.float32)[0])
+
+
+def test_frames_too_far_apart_are_refused_by_the_launch(rehearsal, skip_loudly):
+    if rehearsal is None:
+        skip_loudly("the rehearsal of the CUDA kernels", "no C++ compiler was found")
+    call, _tokens = arguments(clip(1, 3, 2, 2, 3), [Tube((3, 1, 1), (1, 1, 1))], torch.float32)
+    with pytest.raises(ValueError, match="strides along frames, H and W must be less than 2\\^31"):
+        rehearsal.extract((*call[:3], [0, 2**31, 6, 3, 1], *call[4:]), 0)
 
 
 REFUSED = {
@@ -209,7 +225,7 @@ REFUSED = {
     "eight numbers": (4, [1] * 8, "nine numbers each"),
     "no tube": (4, [], "nine numbers each"),
     "no frames": (2, [1, 0, 20, 24], "sizes must lie in"),
-    "three sizes": (2, [1, 9, 20], "sizes must be"),
+    "three sizes": (2, [1, 9, 20], "sizes must be B, frames, H, W"),
     "too many tokens": (2, [2**30, 9, 20, 24], "fewer than 2\\^31 tokens"),
     "a null clip": (0, 0, "null pointer"),
     "an unknown dtype": (1, 9, "dtype must be a code"),
@@ -219,15 +235,11 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-@pytest.mark.parametrize("run", ["extract", "rehearse"])
-def test_bad_numbers_are_refused_before_memory_is_touched(case, run):
+def test_bad_numbers_are_refused_before_memory_is_touched(case):
     place, value, message = REFUSED[case]
-    video = clip(1, 9, 20, 24, 3)
-    good, tokens = arguments(video, [Tube((1, 2, 2), (2, 2, 2))], torch.float32)
-    call = list(good)
-    call[place] = value
+    call, tokens = arguments(clip(1, 9, 20, 24, 3), [Tube((1, 2, 2), (2, 2, 2))], torch.float32)
     with pytest.raises(ValueError, match=message):
-        getattr(module(), run)(*call, *((1, "") if run == "extract" else ()))
+        module().extract((*call[:place], value, *call[place + 1 :]), 1, "")
     assert tokens[0].isnan().all()
 
 
@@ -261,4 +273,4 @@ def test_what_cuda_says_reaches_the_caller():
         return
     call, _tokens = arguments(clip(1, 9, 20, 24, 3), ODD[:1], torch.float32)
     with pytest.raises(RuntimeError, match=r"CUDA: .* \(cudaError"):
-        cuda.extract(*call, 0, 0)
+        cuda.extract(call, 0)

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from ..core.registration import define
-from . import eager, native
-from .geometry import Tube, tube_grid
+from mirasol.kernels.core.registration import apply, define, differentiable_once
+from mirasol.kernels.tubes import eager, native
+from mirasol.kernels.tubes.geometry import Tube, tube_grid
 
 
 def _unpack(numbers: Sequence[int]) -> list[Tube]:
@@ -42,7 +41,7 @@ def _extract(
     if not _choose_native(backend, video, dtype, tubes):
         return eager.extract(video, _unpack(tubes), scale, shift, dtype)
     tokens = _extract_fake(video, tubes, scale, shift, dtype, backend)
-    native.extract(video, tubes, scale, shift, tokens)
+    native.run("extract", video, tubes, scale, shift, tokens)
     return tokens
 
 
@@ -74,7 +73,7 @@ def _scatter(
     if not _choose_native(backend, dense[0], dtype, tubes):
         return eager.scatter(dense, _unpack(tubes), scale, shape, dtype)
     video = _scatter_fake(dense, tubes, scale, shape, dtype, backend)
-    native.scatter(dense, tubes, scale, video)
+    native.run("scatter", video, tubes, scale, [0.0] * len(scale), dense)
     return video
 
 
@@ -104,24 +103,29 @@ scatter_op = define(
 )
 
 
-class ExtractTubes(torch.autograd.Function):
-    """`extract_op` with the gradient for a floating clip."""
+def extract(
+    video: torch.Tensor,
+    tubes: list[int],
+    scale: list[float],
+    shift: list[float],
+    dtype: torch.dtype,
+    backend: str,
+) -> list[torch.Tensor]:
+    """`extract_op` with a gradient for a floating clip."""
+    batched = not torch.compiler.is_compiling() and torch._C._functorch.is_batchedtensor(video)
+    if not video.is_floating_point() and not batched:
+        return extract_op(video, tubes, scale, shift, dtype, backend)
+    return list(apply("extract_tubes", _Extract, video, tubes, scale, shift, dtype, backend))
 
+
+class _Extract(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        video: torch.Tensor,
-        tubes: list[int],
-        scale: list[float],
-        shift: list[float],
-        dtype: torch.dtype,
-        backend: str,
-    ) -> tuple[torch.Tensor, ...]:
+    def forward(ctx: Any, video: torch.Tensor, *args: Any) -> tuple[torch.Tensor, ...]:
+        tubes, scale, _, _, backend = args
         ctx.args = tubes, scale, video.shape, video.dtype, backend
-        return tuple(extract_op(video, tubes, scale, shift, dtype, backend))
+        return tuple(extract_op(video, *args))
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("extract_tubes")
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        video = scatter_op(list(grads), *ctx.args) if ctx.needs_input_grad[0] else None
-        return video, None, None, None, None, None
+        return scatter_op(list(grads), *ctx.args), None, None, None, None, None
