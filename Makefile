@@ -1,11 +1,13 @@
 VENV ?= .venv
 PYTHON ?= python3
 OUT ?= build/gpu
+WHICH ?= not slow
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+OPERATORS := tests/attention tests/combiner tests/ttm tests/tubes
 NEWEST := $(CURDIR)/build/triton-newest
 
-.PHONY: test test-interpreted test-compiled test-lowest test-newest bench lint gpu clean
+.PHONY: test test-slow test-interpreted test-compiled test-lowest test-newest bench lint gpu clean
 
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -17,16 +19,20 @@ $(READY): pyproject.toml constraints.txt setup.py
 test: $(READY) $(NEWEST)/.ready
 	$(MAKE) --jobs=3 --output-sync=target test-interpreted test-lowest test-newest
 
+# What takes long: `make test` leaves it out, CI does not.
+test-slow: $(READY) $(NEWEST)/.ready
+	$(MAKE) --jobs=3 --output-sync=target WHICH=slow test-interpreted test-lowest test-newest
+
 test-compiled: $(READY) $(NEWEST)/.ready
 	$(MAKE) --jobs=2 --output-sync=target test-lowest test-newest
 
 test-lowest: $(READY)
 	$(BIN)/python -c "import triton; print('Triton', triton.__version__)"
-	TRITON_INTERPRET=0 $(BIN)/python -m pytest -p no:cacheprovider tests/aot
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -p no:cacheprovider -m "$(WHICH)" tests/aot
 
 test-newest: $(READY) $(NEWEST)/.ready
 	PYTHONPATH=$(NEWEST) $(BIN)/python -c "import triton; print('Triton', triton.__version__)"
-	TRITON_INTERPRET=0 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -p no:cacheprovider tests/aot
+	TRITON_INTERPRET=0 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -p no:cacheprovider -m "$(WHICH)" tests/aot
 
 # Beside the environment, not in it: the package has one version, and this one compiles only.
 $(NEWEST)/.ready: $(READY) constraints-newest.txt
@@ -35,7 +41,7 @@ $(NEWEST)/.ready: $(READY) constraints-newest.txt
 	touch $@
 
 test-interpreted: $(READY)
-	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --durations=10
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(WHICH)" --durations=10
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
@@ -49,9 +55,9 @@ lint: $(READY)
 gpu:
 	mkdir -p $(OUT)
 	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	TRITON_INTERPRET=0 $(PYTHON) -m pytest tests/gpu --junitxml=$(OUT)/tests.xml
+	TRITON_INTERPRET=0 $(PYTHON) -m pytest $(OPERATORS) tests/test_model.py --junitxml=$(OUT)/tests.xml
 	for tool in memcheck initcheck; do \
-		TRITON_INTERPRET=0 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest tests/gpu -k sanitizer || exit 1; \
+		TRITON_INTERPRET=0 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest $(OPERATORS) -k sanitizer || exit 1; \
 	done
 	$(PYTHON) bench/run.py --only all --full --device cuda --json $(OUT)/bench.json --plot $(OUT)
 

@@ -26,7 +26,7 @@ def test_cached_steps_equal_the_whole_forward(model, latents):
     whole = decoder(text, latents)
     cache = decoder.new_cache(latents, 9)
     pieces = [decoder(part, None, cache) for part in text.split([4, 1, 3, 1], dim=1)]
-    assert_close("logits", torch.cat(pieces, dim=1), whole, rtol=1e-12)
+    assert_close("logits", torch.cat(pieces, dim=1), whole)
 
 
 def test_greedy_takes_the_likeliest_token_of_the_whole_forward(model, latents):

@@ -1,5 +1,6 @@
 """Sharded training (FSDP2) on two processes, one of whose batches lacks the sound."""
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -48,6 +49,7 @@ def train_step(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_missing_modality_neither_hangs_nor_harms(tmp_path):
     mp.spawn(train_step, (str(tmp_path),), nprocs=2)
     sharded = torch.load(tmp_path / "grads.pt")
@@ -55,4 +57,4 @@ def test_a_missing_modality_neither_hangs_nor_harms(tmp_path):
     for rank in range(2):
         (model(**batch(rank, model.config)).loss / 2).backward()
     for name, p in model.named_parameters():
-        assert_close(name, sharded[name], p.grad, rtol=1e-5)
+        assert_close(name, sharded[name], p.grad)
