@@ -15,9 +15,8 @@ import torch
 
 from mirasol.kernels.attention.visibility import Chunks, count_pairs, ranges
 
-MOST_ROWS = 128  # of a group with a mask
 SHARED_KEYS = 1024  # that all rows of a group see are worth an unmasked call of their own
-MOST_COPIES = 8  # of the keys: what a batch of overlapping windows may hold at a time
+MOST_COPIES = 4  # of the keys: what a batch of overlapping windows may hold at a time
 MOST_DENSE = 2**20  # elements of one mask for everything
 
 
@@ -25,17 +24,18 @@ class Price(NamedTuple):
     """Time of m rows and l keys, in visible pairs of a large attention: `call` or `item` + l (m + row).
 
     `call` for one that stands alone, `item` for one in a batch. Up to `wait` hidden pairs, and as many as are visible,
-    cost less than many calls.
+    cost less than many calls. A group has at most `rows` rows.
     """
 
     call: int
     item: int
     row: int
+    rows: int = 128
     wait: int = 0
 
 
 class Call(NamedTuple):
-    """`repeats` attentions: rows [q0, q0 + rows) see keys [k0, k0 + keys), the next rows those `step` keys later.
+    """`times` attentions: rows [q0, q0 + rows) see keys [k0, k0 + keys), the next rows those `step` keys later.
 
     `seen` holds the ranges [4, rows] of `additive_mask`, None without a mask; `causal` ones are square. Exactly one
     call is the `first` to meet a row that sees anything, and shows it at least one key.
@@ -48,7 +48,7 @@ class Call(NamedTuple):
     causal: bool = False
     seen: bytes | None = None
     first: bool = True
-    repeats: int = 1
+    times: int = 1
     step: int = 0
 
 
@@ -81,15 +81,25 @@ def cover(chunks: Chunks, price: Price, most_rows: int | None = None) -> Cover:
     sinks: list[Call] = []
     shared: list[Call] = []
     own: list[Call] = []
-    blind = int((runs.q1 - runs.q0).sum()) < chunks.n_q
-    size, pairs = chunks.n_q * chunks.n_k, count_pairs(chunks)
-    whole = not blind and len(runs.q0) > 1 and size <= MOST_DENSE and size - pairs <= min(pairs, price.wait)
-    for a, b in [(0, len(runs.q0))] if whole else _groups(runs, price):
-        _cover_group(_Runs(*(t[a:b] for t in runs)), own, shared, sinks)
+    for a, b in [(0, len(runs.q0))] if _at_once(chunks, runs, price) else _groups(runs, price):
+        _cover_group(_Runs(*(t[a:b] for t in runs)), price.rows, own, shared, sinks)
     most_rows = chunks.n_q if most_rows is None else most_rows
     most_keys = MOST_COPIES * chunks.n_k
     calls = [call for kind in (own, shared, sinks) for call in _batched(kind, most_rows, most_keys)]
-    return Cover(tuple(calls), blind)
+    return Cover(tuple(calls), _seeing(runs) < chunks.n_q)
+
+
+def _seeing(runs: _Runs) -> int:
+    return int((runs.q1 - runs.q0).sum())
+
+
+def _at_once(chunks: Chunks, runs: _Runs, price: Price) -> bool:
+    """Whether all rows are one group, under one mask if they differ."""
+    size = chunks.n_q * chunks.n_k
+    if len(runs.q0) == 1 or price.wait == 0 or size > MOST_DENSE or _seeing(runs) < chunks.n_q:
+        return len(runs.q0) == 1
+    pairs = count_pairs(chunks)
+    return 0 < size - pairs <= min(pairs, price.wait)
 
 
 def _runs(chunks: Chunks, most_rows: int | None) -> _Runs:
@@ -156,7 +166,7 @@ def _groups(runs: _Runs, price: Price) -> list[tuple[int, int]]:
     group = None
     for i, numbers in enumerate(np.stack([*runs[:-1], pairs, fixed]).T.tolist()):
         run = _Group(*numbers)
-        if group is not None and run.q0 == group.q1 and run.q1 - group.q0 <= MOST_ROWS:
+        if group is not None and run.q0 == group.q1 and run.q1 - group.q0 <= price.rows:
             joint = group.joined(run)
             apart, together = group.cost(price), joint.cost(price)
             if together <= apart + run.cost(price) and joint.pairs * apart >= group.pairs * together:
@@ -167,7 +177,7 @@ def _groups(runs: _Runs, price: Price) -> list[tuple[int, int]]:
     return list(pairwise([*starts, len(rows)]))
 
 
-def _cover_group(runs: _Runs, own: list[Call], shared: list[Call], sinks: list[Call]) -> None:
+def _cover_group(runs: _Runs, most_rows: int, own: list[Call], shared: list[Call], sinks: list[Call]) -> None:
     """Add the calls of one group: the first of its rows, those to keys that all rows see, those to common sinks."""
     q0, rows, k0, k1 = int(runs.q0[0]), int(runs.q1[-1] - runs.q0[0]), int(runs.k0.min()), int(runs.k1.max())
     s0, s1 = int(runs.s0[0]), int(runs.s1[0])
@@ -185,7 +195,7 @@ def _cover_group(runs: _Runs, own: list[Call], shared: list[Call], sinks: list[C
     high = high - causal * (end - 1 - np.arange(q0, q0 + rows))
     # Under the mask every row keeps a key to see.
     common = k1 - square if square else int(high.min()) - 1
-    if own_sinks and (low == k0).all() and common - k0 >= (1 if square > MOST_ROWS else SHARED_KEYS):
+    if own_sinks and (low == k0).all() and common - k0 >= (1 if square > most_rows else SHARED_KEYS):
         shared.append(Call(q0, rows, k0, common - k0, first=False))
         k0 = common
     if square == k1 - k0:
@@ -202,7 +212,7 @@ def _batched(calls: list[Call], most_rows: int, most_keys: int) -> list[Call]:
     joined: list[Call] = []
     for call in calls:
         more = _together(joined[-1], call) if joined else None
-        if more is not None and more.repeats * more.rows <= most_rows and more.repeats * more.keys <= most_keys:
+        if more is not None and more.times * more.rows <= most_rows and more.times * more.keys <= most_keys:
             joined[-1] = more
         else:
             joined.append(call)
@@ -210,18 +220,18 @@ def _batched(calls: list[Call], most_rows: int, most_keys: int) -> list[Call]:
 
 
 def _together(last: Call, call: Call) -> Call | None:
-    if call.q0 != last.q0 + last.rows * last.repeats or call.keys != last.keys:
+    if call.q0 != last.q0 + last.rows * last.times or call.keys != last.keys:
         return None
-    step = call.k0 - last.k0 - (last.repeats - 1) * last.step
-    if step == 0 and last.repeats == 1 and not (call.causal or last.causal or call.seen or last.seen):
+    step = call.k0 - last.k0 - (last.times - 1) * last.step
+    if step == 0 and last.times == 1 and not (call.causal or last.causal or call.seen or last.seen):
         return last._replace(rows=last.rows + call.rows)
     alike = call.rows == last.rows and call.causal == last.causal and call.seen == last.seen
-    if alike and step > 0 and (last.repeats == 1 or step == last.step):
-        return last._replace(repeats=last.repeats + 1, step=step)
+    if alike and step > 0 and (last.times == 1 or step == last.step):
+        return last._replace(times=last.times + 1, step=step)
     return None
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def additive_mask(seen: bytes, keys: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """[rows, keys], 0 where a row sees a key and -inf elsewhere.
 

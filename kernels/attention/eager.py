@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch.nn.functional import pad
@@ -17,7 +18,7 @@ PLAIN_ROWS = 512  # of scores that exist at a time where products are plain
 WAIT = 2**23  # pairs in the time that a call waits twice for a thread whose core is busy
 # Measured for 64 columns on an AVX-512 machine; half precision packs its operands, backward for each attention.
 FORWARD = {4: Price(12000, 120, 3), 2: Price(12000, 300, 12)}  # by bytes
-BACKWARD = {4: Price(12000, 200, 16), 2: Price(12000, 5500, 8)}
+BACKWARD = {4: Price(12000, 200, 16), 2: Price(30000, 5500, 8, 256)}
 
 
 def merge_partials(
@@ -41,12 +42,9 @@ def forward(
     calls, blind = _cover(rule, q, k, FORWARD)
     like = q
     q, k, v = (_last_contiguous(t) for t in (q, k, v))
-    if calls and not blind and all(call.first and call.repeats == 1 for call in calls):
-        parts = [_attend_rows(q, k, v, call, scale) for call in calls]
-        if len(parts) == 1:
-            return _ordered(parts[0][0], like), parts[0][1].contiguous()
-        outs, lses = zip(*parts, strict=True)
-        return _ordered(torch.cat([t.transpose(1, 2) for t in outs], 1).transpose(1, 2), like), torch.cat(lses, 2)
+    if calls and not blind and all(call.first and call.times == 1 for call in calls):
+        outs, lses = zip(*(_attend_rows(q, k, v, call, scale) for call in calls), strict=True)
+        return _joined(outs, like), lses[0].contiguous() if len(lses) == 1 else torch.cat(lses, 2)
     out, lse = empty_like(like), q.new_empty(q.shape[:3], dtype=accumulate_dtype(q.dtype))
     if blind:
         out.zero_()
@@ -103,15 +101,15 @@ def backward(
     for call in calls:
         mask = _mask(call, q)
         for take in _takes(call, (grad, q, k, v, out, lse, dq, dk, dv)):
-            of_grad, of_q, of_out, of_lse, of_dq = (
+            grad_part, q_part, out_part, lse_part, dq_part = (
                 take(t, call.q0, call.rows, call.rows) for t in (grad, q, out, lse, dq)
             )
-            of_k, of_v = (take(t, call.k0, call.keys, call.step) for t in (k, v))
-            parts = attend_backward(of_grad, of_q, of_k, of_v, of_out, of_lse, call.causal, mask, scale)
-            dq_part, dk_part, dv_part = (t[..., :width] for t in parts)
-            of_dq.copy_(dq_part) if call.first else of_dq.add_(dq_part)
-            _add_keys(dk, dk_part, call, take)
-            _add_keys(dv, dv_part, call, take)
+            k_part, v_part = (take(t, call.k0, call.keys, call.step) for t in (k, v))
+            parts = attend_backward(grad_part, q_part, k_part, v_part, out_part, lse_part, call.causal, mask, scale)
+            add = dq_part.copy_ if call.first else dq_part.add_
+            add(parts[0][..., :width])
+            for total, part in zip((dk, dv), parts[1:], strict=True):
+                _add_keys(total, part[..., :width], call, take)
     return dq, dk.to(k.dtype), dv.to(v.dtype)
 
 
@@ -131,30 +129,27 @@ def _takes(call: Call, tensors: tuple[torch.Tensor, ...]) -> Iterator[_Take]:
     """Functions (t, start, length, step) -> the tokens [start, start + length) of t, and those of the call's further
     attentions, each `step` later, as a batch: of all clips at once where strides allow, else of one clip or attention.
     """
-    batch = tensors[0].shape[0]
-    if call.repeats == 1:
-        yield lambda t, start, length, step: t.narrow(2, start, length)
-    elif all(t.shape[0] == 1 or t.shape[1] == 1 or t.stride(0) == t.shape[1] * t.stride(1) for t in tensors):
-        yield lambda t, start, length, step: _stacked(t, start, length, step, call.repeats)
-    elif batch <= call.repeats:
-        yield from (_of_clip(b, call.repeats) for b in range(batch))
+    clips = tensors[0].shape[0]
+    if call.times > 1 and all(1 in t.shape[:2] or t.stride(0) == t.shape[1] * t.stride(1) for t in tensors):
+        yield partial(_stacked, times=call.times, clips=slice(None))
+    elif 1 < call.times >= clips:
+        for b in range(clips):
+            yield partial(_stacked, times=call.times, clips=slice(b, b + 1))
     else:
-        yield from (_of_attention(i) for i in range(call.repeats))
+        for i in range(call.times):
+            yield partial(_narrowed, number=i)
 
 
-def _of_clip(b: int, repeats: int) -> _Take:
-    return lambda t, start, length, step: _stacked(t[b : b + 1], start, length, step, repeats)
+def _narrowed(t: torch.Tensor, start: int, length: int, step: int, *, number: int) -> torch.Tensor:
+    return t.narrow(2, start + number * step, length)
 
 
-def _of_attention(i: int) -> _Take:
-    return lambda t, start, length, step: t.narrow(2, start + i * step, length)
-
-
-def _stacked(t: torch.Tensor, start: int, length: int, step: int, count: int) -> torch.Tensor:
-    """[B, H, N, ...] -> [count, B * H, length, ...], number i from token start + i * step."""
+def _stacked(t: torch.Tensor, start: int, length: int, step: int, *, times: int, clips: slice) -> torch.Tensor:
+    """[B, H, N, ...] -> [times, B * H, length, ...], number i from token start + i * step."""
+    t = t[clips]
     heads, along = t.stride(1 if t.shape[1] > 1 else 0), t.stride(2)
     return t.as_strided(
-        (count, t.shape[0] * t.shape[1], length, *t.shape[3:]),
+        (times, t.shape[0] * t.shape[1], length, *t.shape[3:]),
         (step * along, heads, along, *t.stride()[3:]),
         t.storage_offset() + start * along,
     )
@@ -199,6 +194,17 @@ def _last_contiguous(t: torch.Tensor) -> torch.Tensor:
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
+def _token_first(like: torch.Tensor) -> bool:
+    return like.stride(2) > like.stride(1)
+
+
 def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """In memory as `empty_like(like)`, without a copy where it is."""
-    return t.transpose(1, 2).contiguous().transpose(1, 2) if like.stride(2) > like.stride(1) else t.contiguous()
+    return t.transpose(1, 2).contiguous().transpose(1, 2) if _token_first(like) else t.contiguous()
+
+
+def _joined(parts: tuple[torch.Tensor, ...], like: torch.Tensor) -> torch.Tensor:
+    """Neighbouring rows as one tensor, in memory as `empty_like(like)`."""
+    if len(parts) > 1 and _token_first(like):
+        return torch.cat([t.transpose(1, 2) for t in parts], 1).transpose(1, 2)
+    return _ordered(torch.cat(parts, 2) if len(parts) > 1 else parts[0], like)
