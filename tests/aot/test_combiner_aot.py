@@ -78,7 +78,9 @@ def _kernels(
     return forward, backward
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [name if name[:5] in ("sm_80", "sm_90") else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
+)
 def test_resources(name):
     target, case = name.split()[0], CASES[name]
     kernels = _kernels(target, **case)
