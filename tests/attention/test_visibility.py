@@ -52,7 +52,7 @@ def test_ranges_and_tables_equal_the_dense_mask(case: Case) -> None:
     check_table(case)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32))
 def test_random_rules_equal_the_dense_mask(seed: int) -> None:
     case = random_case(random.Random(seed))
@@ -172,7 +172,7 @@ def _tiles_kernel(
     tl.store(out + 19, tl.min(q1, 0))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data(), st.booleans())
 def test_two_tokens_tell_what_a_tile_sees(data: st.DataObject, causal: bool) -> None:
     n_q, n_k = (data.draw(st.integers(1, 80)) for _ in range(2))
