@@ -172,6 +172,22 @@ def test_other_forms_of_the_kernels(target: str, width: int) -> None:
             check(kernel, resources(kernel))
 
 
+@pytest.mark.parametrize("target", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("uneven_q", [False, True])
+@pytest.mark.parametrize("uneven_k", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
+def test_tables_of_every_kind_of_edges(target: str, uneven_q: bool, uneven_k: bool, packed: bool) -> None:
+    """A missing tensor is compiled away, and with it all that would read it: the interpreter does not show that."""
+    edges = torch.empty(3, device="meta", dtype=torch.int32)
+    layout = {"q_chunk": edges if uneven_q else 448, "k_chunk": edges if uneven_k else 448, "causal": True}
+    layout |= {"cu_seqlens_q": edges} if packed else {}
+    kernels = compile_call(target, 64, "bf16", layout)
+    found = [kernel for kernel in kernels if kernel.name == "attention_table_kernel"]
+    assert {kernel.options["ROWS"] for kernel in found} == ({True, False} if uneven_q or uneven_k or packed else set())
+    for kernel in found:
+        check(kernel, resources(kernel))
+
+
 def test_lengths_do_not_specialise() -> None:
     """20 lengths, chunks and batches compile at most two forms of each kernel: with and without masks."""
     forms: dict[str, set[str]] = {}

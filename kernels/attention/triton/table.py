@@ -133,16 +133,20 @@ def _side(s, cu, edges, chunk, count, sequences, n):
 def _chunk_edge(index, start, stop, base, edges, chunk, count, n):
     """Token at which chunk `index` of a sequence begins, or where the last one ends."""
     if edges is None:
-        return tl.minimum(start + index * chunk, stop)
-    return _edge(edges, base + index, count, n)
+        found = tl.minimum(start + index * chunk, stop)
+    else:
+        found = _edge(edges, base + index, count, n)
+    return found
 
 
 @triton.jit
 def _chunk_of(token, start, base, edges, chunk, count, n):
     """The chunk, in its sequence, that a token lies in."""
     if edges is None:
-        return (token - start) // chunk
-    return _edges_below(edges, token, count, n, True) - 1 - base
+        found = (token - start) // chunk
+    else:
+        found = _edges_below(edges, token, count, n, True) - 1 - base
+    return found
 
 
 @triton.jit(
