@@ -25,7 +25,7 @@ from mirasol.kernels.core.device import triton_refusals
 from mirasol.kernels.core.dispatch import Backend, autocast, choose_backend
 
 MOST_WIDTH = 256  # columns of a head that the Triton kernels serve
-Edges: TypeAlias = torch.Tensor | Sequence[int]
+EdgesGiven: TypeAlias = torch.Tensor | Sequence[int]
 
 
 @overload
@@ -34,15 +34,15 @@ def chunked_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    q_chunk: int | Edges,
-    k_chunk: int | Edges | None = ...,
+    q_chunk: int | EdgesGiven,
+    k_chunk: int | EdgesGiven | None = ...,
     window: int | None = ...,
     sinks: int = ...,
     causal: bool = ...,
     scale: float | None = ...,
     return_lse: Literal[False] = ...,
-    cu_seqlens_q: Edges | None = ...,
-    cu_seqlens_k: Edges | None = ...,
+    cu_seqlens_q: EdgesGiven | None = ...,
+    cu_seqlens_k: EdgesGiven | None = ...,
     backend: Backend = ...,
 ) -> torch.Tensor: ...
 
@@ -53,15 +53,15 @@ def chunked_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    q_chunk: int | Edges,
-    k_chunk: int | Edges | None = ...,
+    q_chunk: int | EdgesGiven,
+    k_chunk: int | EdgesGiven | None = ...,
     window: int | None = ...,
     sinks: int = ...,
     causal: bool = ...,
     scale: float | None = ...,
     return_lse: Literal[True],
-    cu_seqlens_q: Edges | None = ...,
-    cu_seqlens_k: Edges | None = ...,
+    cu_seqlens_q: EdgesGiven | None = ...,
+    cu_seqlens_k: EdgesGiven | None = ...,
     backend: Backend = ...,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
@@ -71,15 +71,15 @@ def chunked_attention(
     k: torch.Tensor,
     v: torch.Tensor,
     *,
-    q_chunk: int | Edges,
-    k_chunk: int | Edges | None = None,
+    q_chunk: int | EdgesGiven,
+    k_chunk: int | EdgesGiven | None = None,
     window: int | None = None,
     sinks: int = 0,
     causal: bool = False,
     scale: float | None = None,
     return_lse: bool = False,
-    cu_seqlens_q: Edges | None = None,
-    cu_seqlens_k: Edges | None = None,
+    cu_seqlens_q: EdgesGiven | None = None,
+    cu_seqlens_k: EdgesGiven | None = None,
     backend: Backend = "auto",
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
     """Attention in which a token sees its own chunk and earlier ones: all of them, or a window and the first few.
@@ -163,13 +163,13 @@ def visible_pairs(
     n_q: int,
     n_k: int,
     *,
-    q_chunk: int | Edges,
-    k_chunk: int | Edges | None = None,
+    q_chunk: int | EdgesGiven,
+    k_chunk: int | EdgesGiven | None = None,
     window: int | None = None,
     sinks: int = 0,
     causal: bool = False,
-    cu_seqlens_q: Edges | None = None,
-    cu_seqlens_k: Edges | None = None,
+    cu_seqlens_q: EdgesGiven | None = None,
+    cu_seqlens_k: EdgesGiven | None = None,
 ) -> int:
     """The exact number of (query, key) pairs that `chunked_attention` with these arguments computes, per head.
 
@@ -219,13 +219,13 @@ def _rule(
     device: torch.device,
     n_q: int,
     n_k: int,
-    q_chunk: int | Edges,
-    k_chunk: int | Edges | None,
+    q_chunk: int | EdgesGiven,
+    k_chunk: int | EdgesGiven | None,
     window: int | None,
     sinks: int,
     causal: bool,
-    cu_q: Edges | None,
-    cu_k: Edges | None,
+    cu_q: EdgesGiven | None,
+    cu_k: EdgesGiven | None,
 ) -> Rule:
     """The arguments that decide who sees whom, checked, in the one form that operators take."""
     q_length, q_edges = _length_or_edges("q_chunk", q_chunk, device)
@@ -244,13 +244,13 @@ def _rule(
     return Rule(q_length, k_length, q_edges, k_edges, cu_q, cu_k, window, sinks, causal)
 
 
-def _length_or_edges(name: str, chunk: int | Edges, device: torch.device) -> tuple[int, torch.Tensor | None]:
+def _length_or_edges(name: str, chunk: int | EdgesGiven, device: torch.device) -> tuple[int, torch.Tensor | None]:
     if isinstance(chunk, torch.Tensor | list | tuple):
         return 0, _edges(name, chunk, device)
     return expect_int(name, chunk), None
 
 
-def _edges(name: str, edges: Edges, device: torch.device) -> torch.Tensor:
+def _edges(name: str, edges: EdgesGiven, device: torch.device) -> torch.Tensor:
     if not isinstance(edges, torch.Tensor):
         edges = torch.tensor([expect_int(f"{name}[{i}]", e, minimum=0) for i, e in enumerate(edges)], dtype=torch.int32)
     expect_tensor(name, edges, "edges", dtypes=(torch.int32,))
@@ -262,7 +262,7 @@ def _edges(name: str, edges: Edges, device: torch.device) -> torch.Tensor:
 
 
 def _packing(
-    cu_q: Edges | None, cu_k: Edges | None, n_q: int, n_k: int, device: torch.device
+    cu_q: EdgesGiven | None, cu_k: EdgesGiven | None, n_q: int, n_k: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if cu_q is None:
         refuse("cu_seqlens_k", "come with cu_seqlens_q", cu_k)

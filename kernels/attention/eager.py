@@ -9,9 +9,10 @@ import torch
 from torch.nn.functional import pad
 
 from mirasol.kernels.attention.cover import Call, Cover, Price, additive_mask, cover
-from mirasol.kernels.attention.op import empty_like
+from mirasol.kernels.attention.op import empty_like, tokens_first
 from mirasol.kernels.attention.products import attend, attend_backward
 from mirasol.kernels.attention.visibility import Rule
+from mirasol.kernels.core.dispatch import rows_contiguous
 from mirasol.kernels.core.precision import accumulate_dtype
 
 PLAIN_ROWS = 512  # of scores that exist at a time where products are plain
@@ -41,7 +42,7 @@ def forward(
     """q [B, H, Nq, D], k and v [B, Hkv, Nk, D] -> out [B, H, Nq, D] in the order of q, lse [B, H, Nq]."""
     calls, blind = _cover(rule, q, k, FORWARD)
     like = q
-    q, k, v = (_last_contiguous(t) for t in (q, k, v))
+    q, k, v = (rows_contiguous(t) for t in (q, k, v))
     if calls and not blind and all(call.first and call.times == 1 for call in calls):
         outs, lses = zip(*(_attend_rows(q, k, v, call, scale) for call in calls), strict=True)
         return _joined(outs, like), lses[0].contiguous() if len(lses) == 1 else torch.cat(lses, 2)
@@ -87,7 +88,7 @@ def backward(
     """Gradients of `forward`, each in the order of its tensor: dq [B, H, Nq, D], dk and dv [B, Hkv, Nk, D]."""
     calls, blind = _cover(rule, q, k, BACKWARD)
     like, width = (q, k, v), q.shape[3]
-    grad, q, k, v = (_last_contiguous(t) for t in (grad, q, k, v))
+    grad, q, k, v = (rows_contiguous(t) for t in (grad, q, k, v))
     if grad_lse is not None:
         grad, q, k, v, out = _fold_lse_gradient(grad, grad_lse, q, k, v, out)
     if len(calls) == 1 and calls[0].rows == q.shape[2] and calls[0].keys == k.shape[2]:
@@ -190,21 +191,13 @@ def _mask(call: Call, q: torch.Tensor) -> torch.Tensor | None:
     return None if call.seen is None else additive_mask(call.seen, call.keys, q.dtype, q.device)
 
 
-def _last_contiguous(t: torch.Tensor) -> torch.Tensor:
-    return t if t.stride(-1) == 1 else t.contiguous()
-
-
-def _token_first(like: torch.Tensor) -> bool:
-    return like.stride(2) > like.stride(1)
-
-
 def _ordered(t: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """In memory as `empty_like(like)`, without a copy where it is."""
-    return t.transpose(1, 2).contiguous().transpose(1, 2) if _token_first(like) else t.contiguous()
+    return t.transpose(1, 2).contiguous().transpose(1, 2) if tokens_first(like) else t.contiguous()
 
 
 def _joined(parts: tuple[torch.Tensor, ...], like: torch.Tensor) -> torch.Tensor:
     """Neighbouring rows as one tensor, in memory as `empty_like(like)`."""
-    if len(parts) > 1 and _token_first(like):
+    if len(parts) > 1 and tokens_first(like):
         return torch.cat([t.transpose(1, 2) for t in parts], 1).transpose(1, 2)
     return _ordered(torch.cat(parts, 2) if len(parts) > 1 else parts[0], like)

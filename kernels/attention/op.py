@@ -16,10 +16,15 @@ _RULE = (  # `visibility.Rule`
 )
 
 
+def tokens_first(t: torch.Tensor) -> bool:
+    """Whether a tensor [B, H, N, D] lies in memory as [B, N, H, D], the order that its outputs then follow."""
+    return t.stride(2) > t.stride(1)
+
+
 def strides_like(t: torch.Tensor) -> tuple[int, int, int, int]:
     """Strides of new memory for a tensor [B, H, N, D]: laid out as [B, N, H, D] where `t` is, else as it reads."""
     _, heads, n, width = t.shape
-    if t.stride(2) > t.stride(1):
+    if tokens_first(t):
         return n * heads * width, width, heads * width, 1
     return heads * n * width, n * width, width, 1
 

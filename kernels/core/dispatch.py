@@ -1,4 +1,4 @@
-"""Which backend serves a call."""
+"""Which backend serves a call, and what it does to tensors first."""
 
 from __future__ import annotations
 
@@ -49,3 +49,8 @@ def autocast(*tensors: Any) -> tuple[Any, ...]:
     if not torch.compiler.is_compiling() and not torch._C._is_any_autocast_enabled():
         return tensors
     return tuple([t.to(autocast_dtype(t)) if isinstance(t, torch.Tensor) else t for t in tensors])
+
+
+def rows_contiguous(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor itself where its last dimension is contiguous, else a copy: what kernels ask of every tensor."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

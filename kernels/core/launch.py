@@ -51,8 +51,3 @@ def launch(
 def accumulator(dtype: torch.dtype) -> tl.dtype:
     """Triton's name of the dtype in which tensors of `dtype` are summed."""
     return tl.float64 if accumulate_dtype(dtype) == torch.float64 else tl.float32
-
-
-def rows_contiguous(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor itself where its last dimension is contiguous, else a copy: what kernels ask of every tensor."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()

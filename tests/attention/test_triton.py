@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import gc
 import random
+import weakref
 from typing import Any
 
 import pytest
@@ -299,6 +301,18 @@ def test_an_expanded_tensor_is_not_described() -> None:
     with pinned(**dict.fromkeys(KERNELS, Config(16, 16, 4, tma=True))):
         out = chunked_attention(q, k, k, q_chunk=16, backend="triton")
     assert torch.equal(out, chunked_attention(q.contiguous(), k, k, q_chunk=16, backend="triton"))
+
+
+def test_a_plan_keeps_no_tensor_alive() -> None:
+    """Plans are kept by shape; what they were first made for may be half of a GPU's memory."""
+    with pinned(**dict.fromkeys(KERNELS, Config(16, 16, 4, tma=True))):
+        inputs = inputs_of(Case("kept", 48, 48, {}), heads=2, kv_heads=2, width=16)
+        out = chunked_attention(*inputs, q_chunk=16, backend="triton")
+        out.sum().backward()
+        kept = [weakref.ref(t) for t in inputs]
+        del inputs, out
+    gc.collect()
+    assert [t() for t in kept] == [None] * 3
 
 
 def test_the_form_that_specialises_warps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,7 +36,8 @@ from mirasol.kernels.attention.triton.table import visibility_table
 from mirasol.kernels.attention.visibility import Rule
 from mirasol.kernels.core.blocks import LOG2E
 from mirasol.kernels.core.device import Target, on_device, target
-from mirasol.kernels.core.launch import accumulator, prepare, rows_contiguous
+from mirasol.kernels.core.dispatch import rows_contiguous
+from mirasol.kernels.core.launch import accumulator, prepare
 from mirasol.kernels.core.precision import accumulate_dtype, product_precision
 
 _LOG2E = LOG2E.value
@@ -69,9 +70,8 @@ def _key(rule: Rule, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: t
     q_chunk, k_chunk, q_edges, k_edges, cu_q, _, window, sinks, causal = rule
     in_table = q_edges is not None or k_edges is not None or cu_q is not None
     chunks = q_chunk, k_chunk, window, sinks, causal
-    precision = product_precision(q.dtype) if q.dtype == torch.float32 else "ieee"
-    aim = target(q.device)
-    return _Key(q.shape, k.shape, strides, q.dtype, *chunks, in_table, addresses % 16 == 0, precision, aim, settings())
+    where = product_precision(q.dtype), target(q.device), settings()
+    return _Key(q.shape, k.shape, strides, q.dtype, *chunks, in_table, addresses % 16 == 0, *where)
 
 
 class _Problem:
@@ -90,7 +90,7 @@ class _Problem:
         # Descriptors need 16-byte aligned strides; an expanded dimension has none.
         even = [stride > 0 and stride * self.itemsize % 16 == 0 for strides in key.strides for stride in strides[:3]]
         self.tma = key.tma and all(even) and self.group in (1, 2, 4, 8, 16)
-        self.flat = self.group == 1 and key.strides[0] == (heads * self.n_q * self.width, *_dense(key.q_shape)[1:])
+        self.flat = self.group == 1 and key.strides[0] == _dense(key.q_shape)
 
     @property
     def pairs(self) -> int:
@@ -185,6 +185,7 @@ class _Source:
             return t
         if not self.fields:
             self.fields = vars(TensorDescriptor(t, list(t.shape), list(t.stride()), self.block))
+            del self.fields["base"]  # a plan outlives the tensors of its calls
         made = object.__new__(TensorDescriptor)
         made.__dict__.update(self.fields)
         made.base = t

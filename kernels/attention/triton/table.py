@@ -104,13 +104,11 @@ def _edges_below(edges, value, last, n, INCLUSIVE: tl.constexpr):
 
 @triton.jit
 def _sequence_of(token, cu, sequences, n):
-    """The packed sequence of a token, and the tokens [start, stop) of that sequence."""
+    """The packed sequence of a token."""
     s = token * 0
-    start, stop = s, s + n
     if cu is not None:
         s = tl.minimum(tl.maximum(_edges_below(cu, token, sequences, n, True) - 1, 0), sequences - 1)
-        start, stop = _edge(cu, s, sequences, n), _edge(cu, s + 1, sequences, n)
-    return s, start, stop
+    return s
 
 
 @triton.jit
@@ -163,10 +161,10 @@ def attention_table_kernel(
     token = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if ROWS:
         inside = token < n_q
-        s, _, _ = _sequence_of(token, cu_q, sequences, n_q)
+        s = _sequence_of(token, cu_q, sequences, n_q)
     else:
         inside = token < n_k
-        s, _, _ = _sequence_of(token, cu_k, sequences, n_k)
+        s = _sequence_of(token, cu_k, sequences, n_k)
     start_q, stop_q, base_q, chunks_q = _side(s, cu_q, q_edges, q_chunk, count_q, sequences, n_q)
     start_k, stop_k, base_k, chunks_k = _side(s, cu_k, k_edges, k_chunk, count_k, sequences, n_k)
     shift = chunks_k - chunks_q

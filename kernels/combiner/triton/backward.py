@@ -12,7 +12,8 @@ from torch import Tensor
 from mirasol.kernels.combiner.triton.config import backward_config
 from mirasol.kernels.combiner.triton.forward import kept_rows, places, vectors
 from mirasol.kernels.core.device import target
-from mirasol.kernels.core.launch import accumulator, launch, rows_contiguous
+from mirasol.kernels.core.dispatch import rows_contiguous
+from mirasol.kernels.core.launch import accumulator, launch
 from mirasol.kernels.core.precision import accumulate_dtype
 
 

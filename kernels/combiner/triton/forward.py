@@ -9,7 +9,8 @@ from torch import Tensor
 from mirasol.kernels.combiner.triton.config import forward_config
 from mirasol.kernels.core.blocks import dot, welford
 from mirasol.kernels.core.device import target
-from mirasol.kernels.core.launch import accumulator, launch, rows_contiguous
+from mirasol.kernels.core.dispatch import rows_contiguous
+from mirasol.kernels.core.launch import accumulator, launch
 from mirasol.kernels.core.precision import product_precision
 
 

@@ -10,7 +10,8 @@ import torch
 import triton
 
 from mirasol.kernels.core.device import target
-from mirasol.kernels.core.launch import accumulator, launch, rows_contiguous
+from mirasol.kernels.core.dispatch import rows_contiguous
+from mirasol.kernels.core.launch import accumulator, launch
 from mirasol.kernels.core.precision import accumulate_dtype, product_precision
 from mirasol.kernels.ttm.pool.triton.backward import (
     pool_bwd_hidden_kernel,
