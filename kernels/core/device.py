@@ -31,9 +31,19 @@ class Target:
     shared_memory: int
     triton: tuple[int, int] = (3, 6)
 
+    @property
+    def forgets_registers(self) -> bool:
+        """Whether a loop may write registers that wgmma still reads, as Triton before 3.8 waits for too few products.
+
+        See triton-lang/triton issue 9433.
+        """
+        return self.kind == "cuda" and self.arch == 90 and self.triton < (3, 8)
+
 
 INTERPRETER = Target(arch=0, kind="interpreter", multiprocessors=4, shared_memory=1 << 30)
 
+
+DEVICES = ("cuda", "meta")  # types of devices that compiled kernels are launched for
 
 # Triton decides where a kernel is defined whether it is interpreted, so both answers hold for the whole process.
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
@@ -105,6 +115,6 @@ def triton_refusals(*tensors: torch.Tensor | None) -> list[str]:
     reasons = []
     if torch.float64 in dtypes:
         reasons.append("Its kernels serve float64 in Triton's interpreter only.")
-    if any(t.device.type not in ("cuda", "meta") for t in given):
+    if any(t.device.type not in DEVICES for t in given):
         reasons.append("Its kernels need tensors on a GPU (or TRITON_INTERPRET=1 before Python starts).")
     return reasons

@@ -95,7 +95,7 @@ class Resources:
         return min(by_registers, 233472 // max(self.shared + 1024, 1024), 64 // self.warps)
 
 
-class _Driver:
+class Driver:
     """The part of a Triton driver that specialisation and compilation read."""
 
     def __init__(self, name: str) -> None:
@@ -151,14 +151,19 @@ def _with_defaults(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (*args, *(argument.default_value for argument in missing if argument.has_default_value()))
 
 
-@contextlib.contextmanager
-def compile_only(target: str) -> Iterator[list[Kernel]]:
-    """Yield a list that fills with the kernels that would be launched for `target` ("sm_90", "gfx942", ...)."""
+def check_supported() -> None:
+    """Raise RuntimeError where Triton interprets kernels, or is of a version whose internals may differ."""
     if os.environ.get("TRITON_INTERPRET", "0") == "1":
-        raise RuntimeError("compile-only checks need a process without TRITON_INTERPRET=1")
+        raise RuntimeError("compiling needs a process without TRITON_INTERPRET=1")
     version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     if not SUPPORTED[0] <= version < SUPPORTED[1]:
         raise RuntimeError(f"the compile-only harness was not yet tried with Triton {triton.__version__}")
+
+
+@contextlib.contextmanager
+def compile_only(target: str) -> Iterator[list[Kernel]]:
+    """Yield a list that fills with the kernels that would be launched for `target` ("sm_90", "gfx942", ...)."""
+    check_supported()
     seen: list[Kernel] = []
     run, active = JITFunction.run, driver._active
 
@@ -169,7 +174,7 @@ def compile_only(target: str) -> Iterator[list[Kernel]]:
         seen.append(Kernel(self.__name__, target, compiled, options))
         return compiled
 
-    driver.set_active(_Driver(target))
+    driver.set_active(Driver(target))
     JITFunction.run = record
     try:
         with _RunImplementations():
