@@ -26,8 +26,10 @@ struct Launch {
   void* video;
   Dtype pixel, element;
   bool packed;      // the channels of a pixel, and the pixels of a row, lie side by side
+  bool by_fours;    // in every row of a dense clip the tokens begin and end at multiples of four elements, all aligned
   int32_t step[3];  // the clip's strides t, h, w once more
   float scale[kChannels], shift[kChannels];
+  Divider by_height, by_frames;
   uint32_t tasks, tokens;
   Task task[kMaxTasks];
 };
@@ -59,6 +61,8 @@ inline Launch make_launch(const Call& call) {
   launch.pixel = call.pixel;
   launch.element = call.element;
   launch.packed = call.clip.stride[4] == 1 && call.clip.stride[3] == kChannels;
+  launch.by_height = Divider(static_cast<uint32_t>(call.clip.size[2]));
+  launch.by_frames = Divider(static_cast<uint32_t>(call.clip.size[1]));
   for (int axis = 0; axis < 3; ++axis) {
     launch.step[axis] = static_cast<int32_t>(call.clip.stride[axis + 1]);
     require(launch.step[axis] == call.clip.stride[axis + 1], "strides along frames, H and W must be less than 2^31");
@@ -67,16 +71,28 @@ inline Launch make_launch(const Call& call) {
     launch.scale[c] = static_cast<float>(call.scale[c]);
     launch.shift[c] = static_cast<float>(call.shift[c]);
   }
-  int64_t tokens = 0;
+  int64_t tokens = 0, borders = call.clip.size[3];
+  uintptr_t addresses = reinterpret_cast<uintptr_t>(call.video);
   for (const Tube& tube : call.tubes) {
     Task& task = launch.task[launch.tasks];
     task = make_task(call, tube, call.tokens[launch.tasks++], launch.packed);
+    borders |= tube.kernel[2] | tube.stride[2] | tube.offset[2];
+    addresses |= reinterpret_cast<uintptr_t>(task.tokens);
     task.first_token = static_cast<uint32_t>(tokens);
     tokens += call.clip.size[0] * tube.tokens();
     require(tokens < kIndexLimit, "tubes: a call must yield fewer than 2^31 tokens; split the batch");
   }
   launch.tokens = static_cast<uint32_t>(tokens);
+  launch.by_fours = borders % 4 == 0 && addresses % 16 == 0;
   return launch;
+}
+
+// Rows of the clip's gradient, for each of which a launch has a warp.
+inline uint32_t gradient_rows(const Launch& launch) {
+  const int64_t* size = launch.clip.size;
+  const bool few = size[0] * size[1] < kIndexLimit && size[0] * size[1] * size[2] < kIndexLimit;
+  require(few && size[3] < kIndexLimit / kChannels, "tubes: the clip has 2^31 rows or more, or elements a row");
+  return static_cast<uint32_t>(size[0] * size[1] * size[2]);
 }
 
 // On the current device; both throw std::runtime_error with CUDA's own words where a launch is refused.

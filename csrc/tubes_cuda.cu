@@ -29,24 +29,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks) tubes_extract_kernel(const 
 
 template <class In, class Out>
 __global__ void __launch_bounds__(kThreads, kBlocks) tubes_scatter_kernel(const __grid_constant__ Launch launch) {
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / kLanes, frame = row / launch.clip.size[2];
-  const int64_t b = frame / launch.clip.size[1];
-  if (b >= launch.clip.size[0]) return;
-  Place at;
-  at.t = static_cast<uint32_t>(frame - b * launch.clip.size[1]);
-  at.h = static_cast<uint32_t>(row - frame * launch.clip.size[2]);
-  Out* out = static_cast<Out*>(launch.video) + row * launch.clip.size[3] * kChannels;
-  for (at.w = threadIdx.x % kLanes; at.w < launch.clip.size[3]; at.w += kLanes) {
-    gather_pixel<In>(launch, static_cast<uint32_t>(b), at, out + int64_t{at.w} * kChannels);
-  }
+  __shared__ alignas(16) float sums[kWarps][kRunElements];
+  const int warp = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
+  gather_row<In, Out>(launch, blockIdx.x * kWarps + warp, lane, sums[warp]);
 }
 
 template <class Kernel>
-void launch_warps(Kernel kernel, int64_t warps, const Launch& launch, void* stream) {
-  const int64_t blocks = (warps + kWarps - 1) / kWarps;
-  require(blocks < kIndexLimit, "tubes: the clip has too many rows for one launch; split the batch");
+void launch_warps(Kernel kernel, uint32_t warps, const Launch& launch, void* stream) {
+  const uint32_t blocks = (warps + kWarps - 1) / kWarps;
   if (blocks == 0) return;
-  kernel<<<static_cast<uint32_t>(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
+  kernel<<<blocks, kThreads, 0, static_cast<cudaStream_t>(stream)>>>(launch);
   const cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess) {
     throw std::runtime_error(std::string("CUDA: ") + cudaGetErrorString(status) + " (" + cudaGetErrorName(status) + ")");
@@ -67,10 +59,10 @@ void extract_cuda(const Launch& launch, void* stream) {
 }
 
 void scatter_cuda(const Launch& launch, void* stream) {
-  const int64_t* size = launch.clip.size;
+  const uint32_t rows = gradient_rows(launch);
   with_gpu_float(launch.element, [&](auto element) {
     with_gpu_float(launch.pixel, [&](auto pixel) {
-      launch_warps(tubes_scatter_kernel<decltype(element), decltype(pixel)>, size[0] * size[1] * size[2], launch, stream);
+      launch_warps(tubes_scatter_kernel<decltype(element), decltype(pixel)>, rows, launch, stream);
     });
   });
 }

@@ -2,7 +2,8 @@
 //
 // A warp takes a token, in runs of at most 256 pixels. First the lanes copy a run into the block's memory, in the order
 // of the token, with the widest accesses that alignment allows. Then they normalise it from there and write it out, 16
-// bytes a lane side by side.
+// bytes a lane side by side. Of the clip's gradient a warp takes a row, in runs as long: each lane sums elements of its
+// own, which lie side by side with the next lane's, in a place of the block's memory that is its own too.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +36,7 @@ MIRASOL_HD Piece<Bytes> read(const void* from) {
   return piece;
 }
 
-// Writes 16 bytes at once, which a compiler may otherwise split, or one element.
+// Writes 16 or 8 bytes at once, which a compiler may otherwise split, or one element.
 template <class T>
 MIRASOL_HD void write(void* to, const T& data) {
 #ifdef __CUDA_ARCH__
@@ -45,6 +46,11 @@ MIRASOL_HD void write(void* to, const T& data) {
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(to)), "r"(w.x), "r"(w.y),
                  "r"(w.z), "r"(w.w)
                  : "memory");
+    return;
+  } else if constexpr (sizeof(T) == sizeof(uint2)) {
+    uint2 w;
+    memcpy(&w, &data, sizeof(w));
+    asm volatile("st.global.v2.b32 [%0], {%1, %2};" ::"l"(__cvta_generic_to_global(to)), "r"(w.x), "r"(w.y) : "memory");
     return;
   }
 #endif
@@ -135,25 +141,25 @@ struct Factors {
   }
 };
 
+// Elements side by side, as they lie where they are moved at once.
+template <class T, int Each>
+struct alignas(Each * sizeof(T) < 16 ? Each * sizeof(T) : 16) Pack {
+  T element[Each];
+};
+
 // Normalises and writes this lane's share of a run, `Each` elements at a time.
 template <class In, class Out, int Each>
 MIRASOL_HD void emit_pieces(const Launch& launch, const Run& run, int lane, const In* stage, Out* out) {
-  struct alignas(Each * sizeof(Out)) Elements {
-    Out element[Each];
-  };
-  struct alignas(Each * sizeof(In) < 16 ? Each * sizeof(In) : 16) Pixels {
-    In pixel[Each];
-  };
   const uint32_t pieces = run.pixels * kChannels / Each;
   Factors by(launch, lane * Each);
   // Every third time the factors are those of the first again; wide pixels leave no registers for that.
 #pragma unroll(sizeof(In) == 4 ? 1 : 3)
   for (uint32_t piece = lane; piece < pieces; piece += kLanes) {
-    const Pixels pixels = *reinterpret_cast<const Pixels*>(stage + piece * Each);
-    Elements made;
+    const auto pixels = *reinterpret_cast<const Pack<In, Each>*>(stage + piece * Each);
+    Pack<Out, Each> made;
 #pragma unroll
     for (int j = 0; j < Each; ++j) {
-      const float pixel = convert<float>(pixels.pixel[j]);
+      const float pixel = convert<float>(pixels.element[j]);
       made.element[j] = convert<Out>(pixel * by.scale[j % kChannels] + by.shift[j % kChannels]);
     }
     write(out + piece * Each, made);
@@ -189,33 +195,79 @@ MIRASOL_HD void for_runs(const Launch& launch, uint32_t token, F each) {
   }
 }
 
-// One pixel of the clip's gradient: what every token that covers it holds, tubes and tokens in their order.
-template <class In, class Out>
-MIRASOL_HD void gather_pixel(const Launch& launch, uint32_t b, Place at, Out* out) {
-  float sum[kChannels] = {0, 0, 0};
-  for (uint32_t i = 0; i < launch.tasks; ++i) {
-    const Tube& tube = launch.task[i].tube;
-    uint32_t t0, t1, h0, h1, w0, w1;
-    tube.covering(0, at.t, t0, t1);
-    tube.covering(1, at.h, h0, h1);
-    if (t0 == t1 || h0 == h1) continue;
-    tube.covering(2, at.w, w0, w1);
-    for (uint32_t t = t0; t < t1; ++t) {
-      for (uint32_t h = h0; h < h1; ++h) {
-        for (uint32_t w = w0; w < w1; ++w) {
-          const uint32_t dt = at.t - tube.offset[0] - t * tube.stride[0], dh = at.h - tube.offset[1] - h * tube.stride[1],
-                         dw = at.w - tube.offset[2] - w * tube.stride[2];
-          const int64_t token = ((int64_t{b} * tube.grid[0] + t) * tube.grid[1] + h) * tube.grid[2] + w;
-          const uint32_t pixel = (dt * tube.kernel[1] + dh) * tube.kernel[2] + dw;
-          const In* from = static_cast<const In*>(launch.task[i].tokens) + (token * tube.pixels() + pixel) * kChannels;
+// Adds to this lane's sums of the elements [first, last) of a row of the clip's gradient what a row of tokens holds,
+// one token after the other. `from` is where the first token's pixels under that row begin.
+template <int Each, class In>
+MIRASOL_HD void add_tokens(const Tube& tube, const In* from, uint32_t first, uint32_t last, int lane, float* sums) {
+  for (uint32_t i = lane * Each; first + i < last; i += kLanes * Each) {
+    const uint32_t pixel = (first + i) / kChannels, channel = (first + i) % kChannels;
+    uint32_t w0, w1;
+    tube.covering(2, pixel, w0, w1);
+    if (w0 == w1) continue;
+    auto& place = *reinterpret_cast<Pack<float, Each>*>(sums + i);
+    Pack<float, Each> sum = place;
+#pragma unroll 1
+    for (uint32_t w = w0; w < w1; ++w) {
+      const uint32_t dw = pixel - tube.offset[2] - w * tube.stride[2];
+      const auto piece = read<Each * sizeof(In)>(from + int64_t{w} * tube.elements() + dw * kChannels + channel);
+      In elements[Each];
+      memcpy(elements, &piece, sizeof(elements));
 #pragma unroll
-          for (int c = 0; c < kChannels; ++c) sum[c] += convert<float>(from[c]);
+      for (int j = 0; j < Each; ++j) sum.element[j] += convert<float>(elements[j]);
+    }
+    place = sum;
+  }
+}
+
+// Writes this lane's share of a row of the clip's gradient, `Each` elements at a time, between which no token ends.
+template <class In, class Out, int Each>
+MIRASOL_HD void gather_pieces(const Launch& launch, uint32_t b, Place at, int lane, float* sums, Out* row) {
+  const uint32_t length = static_cast<uint32_t>(launch.clip.size[3]) * kChannels;
+  for (uint32_t first = 0; first < length; first += kRunElements) {
+    const uint32_t last = length - first < kRunElements ? length : first + kRunElements;
+    for (uint32_t i = lane * Each; first + i < last; i += kLanes * Each) {
+      *reinterpret_cast<Pack<float, Each>*>(sums + i) = {};
+    }
+    for (uint32_t n = 0; n < launch.tasks; ++n) {
+      const Tube& tube = launch.task[n].tube;
+      uint32_t t0, t1, h0, h1;
+      tube.covering(0, at.t, t0, t1);
+      for (uint32_t t = t0; t < t1; ++t) {
+        const uint32_t dt = at.t - tube.offset[0] - t * tube.stride[0];
+        tube.covering(1, at.h, h0, h1);
+        for (uint32_t h = h0; h < h1; ++h) {
+          const uint32_t dh = at.h - tube.offset[1] - h * tube.stride[1];
+          const int64_t token = ((int64_t{b} * tube.grid[0] + t) * tube.grid[1] + h) * tube.grid[2];
+          const int64_t element = token * tube.elements() + (dt * tube.kernel[1] + dh) * tube.kernel[2] * kChannels;
+          add_tokens<Each>(tube, static_cast<const In*>(launch.task[n].tokens) + element, first, last, lane, sums);
         }
       }
     }
-  }
+    Factors by(launch, lane * Each);
+    for (uint32_t i = lane * Each; first + i < last; i += kLanes * Each) {
+      const auto sum = *reinterpret_cast<const Pack<float, Each>*>(sums + i);
+      Pack<Out, Each> made;
 #pragma unroll
-  for (int c = 0; c < kChannels; ++c) out[c] = convert<Out>(sum[c] * launch.scale[c]);
+      for (int j = 0; j < Each; ++j) made.element[j] = convert<Out>(sum.element[j] * by.scale[j % kChannels]);
+      write(row + first + i, made);
+      by.advance(kLanes * Each);
+    }
+  }
+}
+
+// One row of the clip's gradient: what every token that covers a pixel holds, tubes and tokens in their order.
+template <class In, class Out>
+MIRASOL_HD void gather_row(const Launch& launch, uint32_t row, int lane, float* sums) {
+  Out* out = static_cast<Out*>(launch.video) + row * launch.clip.size[3] * kChannels;
+  Place at;
+  at.h = launch.by_height.split(row);
+  at.t = launch.by_frames.split(row);
+  if (row >= launch.clip.size[0]) return;
+  if (launch.by_fours) {
+    gather_pieces<In, Out, 4>(launch, row, at, lane, sums, out);
+  } else {
+    gather_pieces<In, Out, 1>(launch, row, at, lane, sums, out);
+  }
 }
 
 template <class F>

@@ -15,22 +15,6 @@ void walk_token(const Launch& launch, uint32_t token) {
   });
 }
 
-template <class In, class Out>
-void walk_clip(const Launch& launch) {
-  const int64_t* size = launch.clip.size;
-  Out* out = static_cast<Out*>(launch.video);
-  Place at;
-  for (int64_t b = 0; b < size[0]; ++b) {
-    for (at.t = 0; at.t < size[1]; ++at.t) {
-      for (at.h = 0; at.h < size[2]; ++at.h) {
-        for (at.w = 0; at.w < size[3]; ++at.w, out += kChannels) {
-          gather_pixel<In>(launch, static_cast<uint32_t>(b), at, out);
-        }
-      }
-    }
-  }
-}
-
 }  // namespace
 
 void extract_cuda(const Launch& launch, void*) {
@@ -45,8 +29,16 @@ void extract_cuda(const Launch& launch, void*) {
 }
 
 void scatter_cuda(const Launch& launch, void*) {
+  const uint32_t rows = gradient_rows(launch);
+  alignas(16) float sums[kRunElements];
   with_gpu_float(launch.element, [&](auto element) {
-    with_gpu_float(launch.pixel, [&](auto pixel) { walk_clip<decltype(element), decltype(pixel)>(launch); });
+    with_gpu_float(launch.pixel, [&](auto pixel) {
+      for (uint32_t row = 0; row < rows; ++row) {
+        for (int lane = 0; lane < kLanes; ++lane) {
+          gather_row<decltype(element), decltype(pixel)>(launch, row, lane, sums);
+        }
+      }
+    });
   });
 }
 

@@ -71,9 +71,12 @@ std::vector<int64_t> draw_strides(const std::vector<int64_t>& size) {
   return strides;
 }
 
-using Accesses = std::set<std::tuple<bool, bool, int>>;  // of a launch: packed, wide stores, bytes of a load
+struct Seen {
+  std::set<std::tuple<bool, bool, int>> extracted;  // packed, wide stores, bytes of a load
+  std::set<bool> scattered;                         // by fours
+};
 
-bool run_once(Accesses& seen) {
+bool run_once(Seen& seen) {
   const std::vector<int64_t> size = {draw(0, 2), draw(1, 6), draw(1, 14), draw(0, 1) ? draw(4, 40) : 4 * draw(1, 10)};
   const int from = static_cast<int>(draw(0, 4)), to = static_cast<int>(draw(1, 4)), count = static_cast<int>(draw(1, 3));
   const std::vector<uintptr_t> later(count, 1);
@@ -100,7 +103,7 @@ bool run_once(Accesses& seen) {
     extract_cuda(launch, nullptr);
     for (int i = 0; i < count; ++i) {
       if (std::memcmp(call.tokens[i], rehearsed.tokens[i], bytes[i]) != 0) return false;
-      seen.emplace(launch.packed, launch.task[i].wide_stores, launch.task[i].load_bytes);
+      seen.extracted.emplace(launch.packed, launch.task[i].wide_stores, launch.task[i].load_bytes);
     }
   }
   const Buffer gradient = exactly(pixels * element_bytes(call.element)), again = exactly(pixels * element_bytes(call.element));
@@ -109,19 +112,21 @@ bool run_once(Accesses& seen) {
   rehearsed.video = again.get();
   MIRASOL_ISA::scatter(call, static_cast<int>(draw(1, 3)));
   if (!on_gpu) return true;
-  scatter_cuda(make_launch(rehearsed), nullptr);
+  const Launch launch = make_launch(rehearsed);
+  seen.scattered.insert(launch.by_fours);
+  scatter_cuda(launch, nullptr);
   return std::memcmp(gradient.get(), again.get(), pixels * element_bytes(call.element)) == 0;
 }
 
 // TubeViT's tubes, uint8: 24, 12, 36 and 48 bytes a row of packed pixels; 8, 4, 12 and 16 of one channel.
-bool loads_widely(const std::vector<int64_t>& strides) {
+bool moves_widely(const std::vector<int64_t>& strides) {
   const std::vector<int64_t> tubes = {8, 8,  8,  16, 32, 32, 0, 0,  0,  16, 4, 4,  6,  32, 32, 4, 8, 8,
                                       4, 12, 12, 16, 32, 32, 0, 16, 16, 1,  16, 16, 32, 16, 16, 0, 0, 0};
   const uintptr_t aligned = 1 << 12;
   const Call call = make_call({aligned, 0, {1, 32, 224, 224}, strides, tubes, {1, 1, 1}, {0, 0, 0},
                                std::vector<uintptr_t>(4, aligned), static_cast<int>(Dtype::kBfloat16)});
   const Launch launch = make_launch(call);
-  bool widely = true;
+  bool widely = launch.by_fours;
   for (int i = 0; i < 4; ++i) widely = widely && launch.task[i].load_bytes == (i == 0 ? 8 : i == 3 ? 16 : 4);
   return widely;
 }
@@ -130,12 +135,12 @@ bool loads_widely(const std::vector<int64_t>& strides) {
 
 int main() {
   constexpr int64_t frame = 224 * 224;
-  if (!loads_widely({96 * frame, 3 * frame, 672, 3, 1}) || !loads_widely({96 * frame, frame, 224, 1, 32 * frame})) {
-    std::printf("the published tubes are loaded in narrower pieces than they could be\n");
+  if (!moves_widely({96 * frame, 3 * frame, 672, 3, 1}) || !moves_widely({96 * frame, frame, 224, 1, 32 * frame})) {
+    std::printf("the published tubes are moved in narrower pieces than they could be\n");
     return 1;
   }
   constexpr int runs = 3000;
-  Accesses seen;
+  Seen seen;
   for (int i = 0; i < runs; ++i) {
     if (!run_once(seen)) {
       std::printf("run %d: the CPU and the rehearsed launch differ\n", i);
@@ -144,10 +149,14 @@ int main() {
   }
   for (int bytes : {4, 8, 16}) {
     for (int kind = 0; kind < 4; ++kind) {
-      if (seen.count({kind % 2, kind / 2, bytes})) continue;
+      if (seen.extracted.count({kind % 2, kind / 2, bytes})) continue;
       std::printf("no run loaded %d bytes with packed = %d, wide stores = %d\n", bytes, kind % 2, kind / 2);
       return 1;
     }
+  }
+  if (seen.scattered.size() != 2) {
+    std::printf("gradients were gathered in pieces of one size alone\n");
+    return 1;
   }
   std::printf("%d runs agree\n", runs);
   return 0;

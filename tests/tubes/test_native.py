@@ -216,6 +216,16 @@ def test_frames_too_far_apart_are_refused_by_the_launch(rehearsal, skip_loudly):
         rehearsal.extract((*call[:3], [0, 2**31, 6, 3, 1], *call[4:]), 0)
 
 
+@pytest.mark.parametrize("sizes", [(2**15, 2**8, 2**8, 1), (1, 1, 1, 2**30)])
+def test_gradients_of_too_many_or_too_long_rows_are_refused_by_the_launch(sizes, rehearsal, skip_loudly):
+    if rehearsal is None:
+        skip_loudly("the rehearsal of the CUDA kernels", "no C++ compiler was found")
+    tube = numbers([Tube((1, 1, 1), (2**8, 2**8, 2**30))])
+    call = (16, CODES[torch.float32], sizes, [0] * 5, tube, SCALE, SHIFT, [16], CODES[torch.float32])
+    with pytest.raises(ValueError, match="2\\^31 rows or more, or elements a row"):
+        rehearsal.scatter(call, 0)
+
+
 REFUSED = {
     "a tube that does not fit": (4, [1, 1, 25, 1, 1, 1, 0, 0, 0], "yields no token"),
     "an offset beyond the clip": (4, [1, 1, 1, 1, 1, 1, 0, 20, 0], "yields no token"),
