@@ -1,5 +1,7 @@
 """What operators share: checks, registration and its autograd, precision, launches."""
 
+import contextvars
+
 import numpy as np
 import pytest
 import torch
@@ -134,3 +136,34 @@ def test_launches_pin_what_versions_of_triton_decide_differently():
     assert args == ("tensor", 3)
     assert options == {"BLOCK": 16, "num_warps": 4, "num_stages": 2, "maxnreg": 96, "enable_fp_fusion": True}
     assert "maxnreg" not in prepare(Kernel(), (2, 3), warps=4)()[2]
+
+
+def test_kernels_that_need_memory_get_it_from_the_caller_or_from_torch(monkeypatch):
+    import triton
+    from triton.runtime import _allocation, driver
+
+    from mirasol.kernels.core.launch import prepare
+
+    class Driver:
+        def get_active_torch_device(self):
+            return torch.device("cpu")
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **options: made.append(_allocation._allocator.get()(384, 128, None))
+
+    made = []
+    monkeypatch.setattr(driver, "_active", Driver())
+    launch = prepare(Kernel(), 1, warps=4, memory=True)
+    launch("tensor")
+    assert made[0].numel() * made[0].element_size() == 384
+    with pytest.raises(RuntimeError, match="no allocator was set"):  # of others' kernels nothing is decided
+        prepare(Kernel(), 1, warps=4)("tensor")
+
+    def in_a_context_with_an_allocator():
+        triton.set_allocator(lambda size, alignment, stream: (size, alignment))
+        launch("tensor")
+        prepare(Kernel(), 1, warps=4)("tensor")
+
+    contextvars.copy_context().run(in_a_context_with_an_allocator)
+    assert made[1:] == [(384, 128)] * 2

@@ -46,9 +46,9 @@ targets = st.sampled_from([AMPERE, ADA, HOPPER, HOPPER_NEWEST, BLACKWELL, RTX_50
     st.booleans(),
 )
 def test_every_call_has_a_configuration(
-    kernel: str, width: int, itemsize: int, target: Target, masked: bool, tma: bool, flat: bool
+    kernel: str, width: int, itemsize: int, target: Target, masked: bool, tma: bool, halves: bool
 ) -> None:
-    found = config(kernel, width, itemsize, target, masked=masked, tma=tma, flat=flat)
+    found = config(kernel, width, itemsize, target, masked=masked, tma=tma, halves=halves)
     assert all(size & (size - 1) == 0 and size >= 16 for size in (found.block_m, found.block_n))
     assert (found.masks == "none") == (not masked)
     assert not found.tma or (tma and 90 <= target.arch < 120 and itemsize == 2)
@@ -78,17 +78,16 @@ def test_padding_is_the_least_that_fits(width: int) -> None:
 
 
 def test_warps_are_specialised_only_when_asked_and_only_on_hopper() -> None:
-    def chosen(target: Target, masked: bool = False, flat: bool = True) -> bool:
-        return config(FORWARD, 128, 2, target, masked=masked, tma=True, flat=flat).specialize
+    def chosen(target: Target, masked: bool = False, halves: bool = True, width: int = 128) -> set[bool]:
+        found = [config(kernel, width, 2, target, masked=masked, tma=True, halves=halves) for kernel in KERNELS]
+        return {each.specialize for each in found}
 
-    assert not chosen(HOPPER)
+    assert chosen(HOPPER) == {False}
     with specialized_warps():
-        assert chosen(HOPPER)
-        assert chosen(HOPPER_NEWEST)
-        assert not chosen(HOPPER, masked=True)
-        assert not chosen(HOPPER, flat=False)
-        assert not any(chosen(other) for other in (AMPERE, ADA, BLACKWELL, RTX_50, AMD))
-    assert not chosen(HOPPER)
+        assert chosen(HOPPER) == chosen(HOPPER_NEWEST) == chosen(HOPPER, width=40) == {True}
+        assert chosen(HOPPER, masked=True) == chosen(HOPPER, halves=False) == chosen(HOPPER, width=129) == {False}
+        assert all(chosen(other) == {False} for other in (AMPERE, ADA, BLACKWELL, RTX_50, AMD))
+    assert chosen(HOPPER) == {False}
 
 
 @pytest.mark.parametrize(
@@ -100,7 +99,7 @@ def test_warps_are_not_specialised_by_compilers_that_may_fail(
     monkeypatch.setattr(module, "triton_version", lambda: version)
     with pytest.raises(RuntimeError, match=f"need Triton 3.6 to 3.9, {found}"), specialized_warps():
         pass
-    assert not config(FORWARD, 64, 2, HOPPER, masked=False, tma=True, flat=True).specialize
+    assert not config(FORWARD, 64, 2, HOPPER, masked=False, tma=True, halves=True).specialize
 
 
 def test_pinned_configurations_hold_inside_the_block_only() -> None:

@@ -316,7 +316,7 @@ def test_a_plan_keeps_no_tensor_alive() -> None:
 
 
 def test_the_form_that_specialises_warps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter runs its host code and its own way to load queries, not the specialisation itself."""
+    """The interpreter runs its host code and its own way to load what a kernel owns, not the specialisation itself."""
     seen = []
     choose = host._Problem.config
 
@@ -324,13 +324,19 @@ def test_the_form_that_specialises_warps(monkeypatch: pytest.MonkeyPatch) -> Non
         seen.append(choose(*args))
         return seen[-1]
 
+    def specialised(name: str, n_q: int, n_k: int, layout: dict[str, Any], kv_heads: int = 2) -> list[bool]:
+        seen.clear()
+        compare(Case(name, n_q, n_k, layout), heads=2, kv_heads=kv_heads, width=16)
+        return [found.specialize for found in seen]
+
     monkeypatch.setattr(host._Problem, "config", spy)
-    with pinned(forward=Config(16, 16, 4, tma=True, specialize=True)):
-        compare(Case("aligned", 64, 64, {"q_chunk": 32}), heads=2, kv_heads=2, width=16)
-        assert seen[0].specialize
-        compare(Case("grouped", 64, 64, {"q_chunk": 32}), heads=2, kv_heads=1, width=16)
-        compare(Case("masked", 40, 40, {"q_chunk": 20}), heads=2, kv_heads=2, width=16)
-        assert not any(found.specialize for found in seen[1:])
+    with pinned(**dict.fromkeys(KERNELS, Config(16, 16, 4, tma=True, specialize=True))):
+        assert specialised("aligned", 32, 32, {"q_chunk": 16}) == [True] * 3
+        assert specialised("windows", 32, 64, {"q_chunk": 16, "k_chunk": 16, "window": 1, "sinks": 1}) == [True] * 3
+        assert specialised("rows to spare", 20, 32, {"q_chunk": 20, "k_chunk": 32}) == [True, False, True]
+        assert specialised("odd rows", 19, 32, {"q_chunk": 19, "k_chunk": 32}) == [False] * 3
+        assert specialised("grouped", 32, 32, {"q_chunk": 16}, kv_heads=1) == [False] * 3
+        assert specialised("masked", 20, 20, {"q_chunk": 10}) == [False] * 3
 
 
 def test_a_call_makes_its_outputs_and_little_else(monkeypatch: pytest.MonkeyPatch) -> None:

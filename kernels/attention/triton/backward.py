@@ -8,6 +8,7 @@ import triton.language as tl
 from mirasol.kernels.attention.triton.blocks import (
     LENGTHS,
     full_range,
+    halved_row,
     head,
     load_keys,
     load_packed,
@@ -51,7 +52,10 @@ def _gather(
     inside = rows < limit
     q_tile = load_packed(q, b, hk, r, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, MASKED, TMA)
     g_tile = load_packed(grad, b, hk, r, stride_gh, stride_gn, inside, WIDTH, PADDED, BM, GROUP, MASKED, TMA)
-    at = (rows % GROUP) * n_q + rows // GROUP
+    if GROUP == 1:  # only a scalar changes from tile to tile, which leaves lanes fewer addresses to keep
+        lse, delta, at = lse + r, delta + r, tl.arange(0, BM)
+    else:
+        at = (rows % GROUP) * n_q + rows // GROUP
     if MASKED:
         lse_rows = tl.load(lse + at, mask=inside, other=0.0)
         delta_rows = tl.load(delta + at, mask=inside, other=0.0)
@@ -79,19 +83,27 @@ def attention_bwd_dkdv_kernel(
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
     CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    TMA: tl.constexpr, STAGES: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv [B, Hkv, Nk, D]: one program owns BN keys and walks over the packed rows that see them."""
+    """dk and dv [B, Hkv, Nk, D]: one program owns BN keys and walks over the packed rows that see them.
+
+    SPECIALIZE: as in `attention_fwd_kernel`, the keys in halves.
+    """
     bh = tl.program_id(0) % (batch * heads_k)
     tile = tl.program_id(0) // (batch * heads_k)  # the first keys are seen by most rows
     b, hk = bh // heads_k, bh % heads_k
     n = tile * BN
     keys = n + tl.arange(0, BN)
     inside = keys < n_k
-    if not TMA:
+    if SPECIALIZE or not TMA:
         k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
-    k_tile = load_keys(k, b, hk, n, stride_kn, inside, WIDTH, PADDED, BN, True, TMA)
-    v_tile = load_keys(v, b, hk, n, stride_vn, inside, WIDTH, PADDED, BN, True, TMA)
+    if SPECIALIZE:
+        r = halved_row(tile, BN)
+        k_tile = tl.make_tensor_descriptor(k, [n_k, WIDTH], [stride_kn, 1], [BN, PADDED]).load([r, 0])
+        v_tile = tl.make_tensor_descriptor(v, [n_k, WIDTH], [stride_vn, 1], [BN, PADDED]).load([r, 0])
+    else:
+        k_tile = load_keys(k, b, hk, n, stride_kn, inside, WIDTH, PADDED, BN, True, TMA)
+        v_tile = load_keys(v, b, hk, n, stride_vn, inside, WIDTH, PADDED, BN, True, TMA)
     low, high, begin, end = tile_of_columns(
         n, table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, BN, CAUSAL, TABLE
     )
@@ -105,7 +117,7 @@ def attention_bwd_dkdv_kernel(
     dk_sum = tl.zeros([BN, PADDED], dtype=ACC)
     dv_sum = tl.zeros([BN, PADDED], dtype=ACC)
     begin, full = full_range(begin, end, high, BM, MASKS)
-    for t in tl.range(0, full, num_stages=STAGES):
+    for t in tl.range(0, full, num_stages=STAGES, warp_specialize=SPECIALIZE):
         dk_sum, dv_sum = _gather(
             begin + t * BM, high, low, high, k_tile, v_tile, dk_sum, dv_sum, q, grad, lse, delta, b, hk,
             stride_qh, stride_qn, stride_gh, stride_gn, n_q, scale_log2,
@@ -159,24 +171,38 @@ def attention_bwd_dq_kernel(
     n_q, n_k, q_chunk, k_chunk, shift, window, sinks, batch, heads_k, scale, scale_log2,
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, GROUP: tl.constexpr,
     CAUSAL: tl.constexpr, TABLE: tl.constexpr, MASKS: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
-    TMA: tl.constexpr, STAGES: tl.constexpr,
+    TMA: tl.constexpr, STAGES: tl.constexpr, SPECIALIZE: tl.constexpr,
 ):  # fmt: skip
-    """dq [B, H, Nq, D]: one program owns BM packed rows and walks over the keys that they see."""
+    """dq [B, H, Nq, D]: one program owns BM packed rows and walks over the keys that they see.
+
+    SPECIALIZE: as in `attention_fwd_kernel`; what a row has one of is halved only when loaded by descriptors, too.
+    """
     tiles = tl.cdiv(n_q * GROUP, BM)
     bh, tile = tile_order(tl.program_id(0), tiles, batch * heads_k, 8)
     b, hk = bh // heads_k, bh % heads_k
     rows = tile * BM + tl.arange(0, BM)
     i, g = rows // GROUP, rows % GROUP
     inside = i < n_q
-    # By pointers, as a descriptor's tile would be held in registers.
     q, grad = head(q, b, hk * GROUP, stride_qb, stride_qh), head(grad, b, hk * GROUP, stride_gb, stride_gh)
     if not TMA:
         k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
-    q_tile = load_packed(q, b, hk, tile * BM, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, True, False)
-    g_tile = load_packed(grad, b, hk, tile * BM, stride_gh, stride_gn, inside, WIDTH, PADDED, BM, GROUP, True, False)
-    at = (bh.to(tl.int64) * GROUP + g) * n_q + i
-    lse_rows = tl.load(lse + at, mask=inside, other=0.0) * LOG2E
-    delta_rows = tl.load(delta + at, mask=inside, other=0.0)
+    first_row = bh.to(tl.int64) * GROUP * n_q
+    lse += first_row
+    delta += first_row
+    if SPECIALIZE:
+        r = halved_row(tile, BM)
+        q_tile = tl.make_tensor_descriptor(q, [n_q, WIDTH], [stride_qn, 1], [BM, PADDED]).load([r, 0])
+        g_tile = tl.make_tensor_descriptor(grad, [n_q, WIDTH], [stride_gn, 1], [BM, PADDED]).load([r, 0])
+        lse_rows = tl.make_tensor_descriptor(lse, [n_q], [1], [BM]).load([r])
+        delta_rows = tl.make_tensor_descriptor(delta, [n_q], [1], [BM]).load([r])
+    else:  # by pointers, as a descriptor's tile would be held in registers
+        q_tile = load_packed(q, b, hk, tile * BM, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, True, False)
+        g_tile = load_packed(
+            grad, b, hk, tile * BM, stride_gh, stride_gn, inside, WIDTH, PADDED, BM, GROUP, True, False
+        )
+        lse_rows = tl.load(lse + g * n_q + i, mask=inside, other=0.0)
+        delta_rows = tl.load(delta + g * n_q + i, mask=inside, other=0.0)
+    lse_rows *= LOG2E
     sinks_low, sinks_high, low, high, begin, end = tile_of_rows(
         tile * BM // GROUP, (tile * BM + BM - 1) // GROUP,
         table, n_q, n_k, q_chunk, k_chunk, shift, window, sinks, CAUSAL, TABLE,
@@ -185,7 +211,7 @@ def attention_bwd_dq_kernel(
     dq_sum = tl.zeros([BM, PADDED], dtype=ACC)
     if MASKS == "none":
         in_sinks = (sinks_high - sinks_low) // BN
-        for t in tl.range(0, in_sinks + (high - low) // BN, num_stages=STAGES):
+        for t in tl.range(0, in_sinks + (high - low) // BN, num_stages=STAGES, warp_specialize=SPECIALIZE):
             n = tl.where(t < in_sinks, sinks_low + t * BN, low + (t - in_sinks) * BN)
             dq_sum = _scatter(
                 n, high, low, high, q_tile, g_tile, lse_rows, delta_rows, dq_sum, k, v, b, hk,

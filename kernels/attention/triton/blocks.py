@@ -47,13 +47,29 @@ def load_packed(
     WIDTH: tl.constexpr, PADDED: tl.constexpr, BM: tl.constexpr, GROUP: tl.constexpr, MASKED: tl.constexpr,
     TMA: tl.constexpr,
 ):  # fmt: skip
-    """[BM, PADDED] packed rows from row r: by the descriptor of [B, N, H, D], or from the pointer of the first head."""
+    """[BM, PADDED] packed rows from row r: by a descriptor, or from the pointer of the first head.
+
+    The descriptor is of [B, N, H, D]; where heads are not grouped, of [B, H, N, D] as that of keys.
+    """
     if TMA:
-        tile = source.load([b, r // GROUP, hk * GROUP, 0]).reshape([BM, PADDED])
+        if GROUP == 1:
+            tile = source.load([b, hk, r, 0]).reshape([BM, PADDED])
+        else:
+            tile = source.load([b, r // GROUP, hk * GROUP, 0]).reshape([BM, PADDED])
     else:
         offsets = packed_offsets(r + tl.arange(0, BM), stride_h, stride_n, GROUP)
         tile = load_rows(source, offsets, inside, WIDTH, PADDED, MASKED)
     return tile
+
+
+@triton.jit
+def halved_row(tile, ROWS: tl.constexpr):
+    """tile * ROWS, where descriptors load a tile whose halves two groups of warps take.
+
+    For the second group the compiler adds half a tile to this number, and to whatever it finds to be the same one. So
+    it is made by way of int64, unlike all others.
+    """
+    return (tile.to(tl.int64) * ROWS).to(tl.int32)
 
 
 @triton.jit

@@ -27,7 +27,7 @@ class Config:
     masks: "none" where every block is seen completely; "edges" masks only the blocks that are not, in a loop apart;
     "all" masks every block in one loop, where two loops do not fit into the registers.
     tma: loads by the tensor memory accelerator; needs 16-byte aligned strides and a power of two of grouped heads.
-    specialize: loads and matrix products in separate warps.
+    specialize: loads in a group of warps of their own, the block that the kernel owns in halves on two more.
     registers: the most that a thread may take; 0 leaves it to the compiler.
     """
 
@@ -58,18 +58,18 @@ def padded_width(width: int, target: Target) -> int:
 
 
 def config(
-    kernel: str, width: int, itemsize: int, target: Target, *, masked: bool, tma: bool, flat: bool = False
+    kernel: str, width: int, itemsize: int, target: Target, *, masked: bool, tma: bool, halves: bool = False
 ) -> Config:
     """The configuration of a kernel for a head width and an element size in bytes.
 
     Args:
         masked: False where no block of the shape needs a mask.
         tma: whether the tensors can be loaded by descriptors.
-        flat: whether queries are contiguous and heads not grouped, as specialised warps need.
+        halves: whether two groups of warps can share a block, so that loads can have their own.
     """
     if kernel in _pinned:
         found = _pinned[kernel]
-        specialize = found.specialize and flat and tma and not masked
+        specialize = found.specialize and halves and tma and not masked
         masks = (found.masks if found.masks != "none" else "edges") if masked else "none"
         return replace(found, masks=masks, tma=found.tma and tma, specialize=specialize)
     if target.kind == "interpreter":
@@ -80,9 +80,8 @@ def config(
     if target.kind == "hip":
         return _mfma(kernel, width, masked)
     if tma and 90 <= target.arch < 120:
-        if _switches["specialize"] and flat and not masked and kernel == FORWARD and width <= 128 and target.arch < 100:
-            # 64 rows, one group of warps: no version of Triton splits a block of queries between two groups rightly.
-            return Config(64, 128, warps=4, stages=2, tma=True, specialize=True)
+        if _switches["specialize"] and halves and not masked and width <= 128 and target.arch < 100:
+            return _specialized(kernel, width)
         return _fit(kernel, width, _wgmma(kernel, width, masked, target), target)
     return _fit(kernel, width, _mma(kernel, width, masked), target)
 
@@ -120,14 +119,22 @@ def _wgmma(kernel: str, width: int, masked: bool, target: Target) -> Config:
     return _blocks(kernel, own, other, stages=stages, masks=masks, tma=True)
 
 
+def _specialized(kernel: str, width: int) -> Config:
+    """Hopper's specialised warps: named four, they become twelve of 168 registers, of which loads give theirs away."""
+    other = 128 if kernel == FORWARD else 64
+    return _blocks(kernel, 128, other, warps=4, stages=3 if width == 64 else 2, tma=True, specialize=True)
+
+
 def _mma(kernel: str, width: int, masked: bool) -> Config:
     """Products of single warps (sm_80 to sm_89, sm_120, and wherever descriptors cannot read): rows in registers."""
     masks = ("all" if width == 256 else "edges") if masked else "none"
     if kernel == FORWARD:
-        own = max(64, 8192 // width)
+        # 16 rows a warp: their sums and weights stay in it. Wider heads have no registers for so many rows.
+        if masked and width == 128:
+            return _blocks(kernel, 64, 32, warps=4, stages=3, masks=masks)
+        own = 64 if width == 256 else 128
         other = 32 if masked and width == 256 else 64
-        registers = 168 if width == 128 and not masked else 0  # else grouped heads spill for a second program's sake
-        return _blocks(kernel, own, other, stages=3 if width == 64 else 2, masks=masks, registers=registers)
+        return _blocks(kernel, own, other, stages=3 if width == 64 else 2, masks=masks)
     if kernel == BACKWARD_KV:
         own = 8192 // width  # dk and dv: 64 registers a thread
         other = 32 if masked or width == 256 else 64
@@ -184,6 +191,8 @@ def shared_memory(kernel: str, width: int, itemsize: int, found: Config) -> int:
     rest = 1024 + (8 * other * found.stages if kernel == BACKWARD_KV else 0)  # barriers, row sums of the stages
     if found.tma:
         return rows + found.stages * pair + (0 if kernel == FORWARD else max(2 * weights, pair)) + rest
+    if kernel == FORWARD and found.block_m >= 16 * found.warps:  # weights stay in their warp
+        return rows + found.stages * pair + rest
     if found.stages == 1:
         return max(rows, weights) + pair + (pair // 2 if kernel == BACKWARD_KV else 0) + rest
     return max(rows + pair, found.stages * pair) + (2 if kernel == BACKWARD_KV else 1) * weights + rest
@@ -213,7 +222,10 @@ def splits(programs: int, key_blocks: int, target: Target) -> int:
 
 @contextlib.contextmanager
 def specialized_warps() -> Iterator[None]:
-    """Specialise warps inside the block: Hopper's forward kernel, shapes that need no mask, ungrouped heads.
+    """Specialise warps inside the block: Hopper, heads up to 128 wide and not grouped, shapes that need no mask.
+
+    Gradients are computed so where `backward` is called inside the block. Kernels then allocate a little memory at
+    each launch: by the allocator given to `triton.set_allocator`, else by PyTorch's. Not yet timed on a GPU.
 
     Raises:
         RuntimeError: Triton is not installed, or its version was not yet seen to compile this form: a compiler that

@@ -8,6 +8,7 @@ import triton.language as tl
 from mirasol.kernels.attention.triton.blocks import (
     LENGTHS,
     full_range,
+    halved_row,
     head,
     load_keys,
     load_packed,
@@ -63,6 +64,8 @@ def attention_fwd_kernel(
     MASKS "none" promises that the rows of a tile see the same keys and that BN divides both their ranges: one loop, no
     mask. "edges" masks only the tiles that some row does not see completely; "all" masks every tile in one loop, for
     heads so wide that two loops would not fit into the registers.
+
+    SPECIALIZE ("none" only, heads not grouped): one group of warps loads, two more take half of the rows each.
     """
     tiles = tl.cdiv(n_q * GROUP, BM)
     bh, tile = tile_order(tl.program_id(0), tiles, batch * heads_k, 8)
@@ -73,10 +76,11 @@ def attention_fwd_kernel(
     inside = i < n_q
     if not TMA:
         k, v = head(k, b, hk, stride_kb, stride_kh), head(v, b, hk, stride_vb, stride_vh)
-    if SPECIALIZE:  # by a flat descriptor, the only form that the compiler splits over two groups of warps
-        q_tile = q.load([bh * n_q + tile * BM, 0])
+    q = head(q, b, hk * GROUP, stride_qb, stride_qh)
+    if SPECIALIZE:  # by a descriptor made here, whose tile alone the compiler halves
+        r = halved_row(tile, BM)
+        q_tile = tl.make_tensor_descriptor(q, [n_q, WIDTH], [stride_qn, 1], [BM, PADDED]).load([r, 0])
     else:  # by pointers, as a descriptor's tile would be held in registers
-        q = head(q, b, hk * GROUP, stride_qb, stride_qh)
         q_tile = load_packed(q, b, hk, tile * BM, stride_qh, stride_qn, inside, WIDTH, PADDED, BM, GROUP, True, False)
     sinks_low, sinks_high, low, high, begin, end = tile_of_rows(
         tile * BM // GROUP, (tile * BM + BM - 1) // GROUP,

@@ -48,7 +48,7 @@ class _Key(NamedTuple):
 
     q_shape: torch.Size
     k_shape: torch.Size
-    strides: tuple[tuple[int, ...], ...]  # of q, k, v, and in backward of the gradient and of out
+    strides: tuple[tuple[int, ...], ...]  # of q, k, v, and in backward of the gradient, of out and of lse
     dtype: torch.dtype
     q_chunk: int
     k_chunk: int
@@ -88,9 +88,12 @@ class _Problem:
         self.k_chunk = min(max(key.k_chunk, 1), max(self.n_k, 1))
         self.chunks_q, self.chunks_k = triton.cdiv(self.n_q, self.q_chunk), triton.cdiv(self.n_k, self.k_chunk)
         # Descriptors need 16-byte aligned strides; an expanded dimension has none.
-        even = [stride > 0 and stride * self.itemsize % 16 == 0 for strides in key.strides for stride in strides[:3]]
+        even = [
+            stride > 0 and stride * self.itemsize % 16 == 0 for strides in key.strides[:5] for stride in strides[:3]
+        ]
         self.tma = key.tma and all(even) and self.group in (1, 2, 4, 8, 16)
-        self.flat = self.group == 1 and key.strides[0] == _dense(key.q_shape)
+        # Halves are loaded by descriptors of one head's rows, and of its lse, which begins at 16 bytes as well.
+        self.halves = self.group == 1 and self.n_q % 4 == 0
 
     @property
     def pairs(self) -> int:
@@ -108,7 +111,9 @@ class _Problem:
     def config(self, kernel: str) -> Config:
         """The configuration without masks where its blocks fit the chunks, else the one with masks."""
         for masked in (False, True):
-            found = config(kernel, self.width, self.itemsize, self.target, masked=masked, tma=self.tma, flat=self.flat)
+            found = config(
+                kernel, self.width, self.itemsize, self.target, masked=masked, tma=self.tma, halves=self.halves
+            )
             if masked or self.aligned(kernel, found.block_m, found.block_n):
                 break
         return found
@@ -130,7 +135,7 @@ class _Problem:
             return self.n_k
         return min(self.n_k, (self.key.window + self.key.sinks) * self.k_chunk)
 
-    def prepare(self, kernel: Any, programs: int | tuple[int, int], found: Config, **more: Any) -> Callable[..., None]:
+    def prepare(self, kernel: Any, programs: int | tuple[int, int], found: Config) -> Callable[..., None]:
         """A launch with the compile-time arguments that the attention kernels share."""
         return prepare(
             kernel,
@@ -138,6 +143,7 @@ class _Problem:
             warps=found.warps,
             stages=found.stages,
             registers=found.registers if self.target.kind == "cuda" else 0,
+            memory=found.specialize,
             WIDTH=self.width,
             PADDED=self.padded,
             BM=found.block_m,
@@ -150,18 +156,23 @@ class _Problem:
             PRECISION=self.key.precision,
             TMA=found.tma,
             STAGES=found.stages,
-            **more,
+            SPECIALIZE=found.specialize,
         )
 
-    def keys(self, found: Config) -> tuple[_Source, _Source]:
+    def keys(self, kernel: str, found: Config) -> tuple[_Source, _Source]:
         """Of k and v [B, Hkv, N, D]."""
-        block = [1, 1, found.block_n, self.padded] if found.tma else None
+        described = found.tma and not (kernel == BACKWARD_KV and found.specialize)  # then by descriptors of its own
+        block = [1, 1, found.block_n, self.padded] if described else None
         return _Source(block), _Source(block)
 
     def rows(self, found: Config) -> tuple[_Source, _Source]:
-        """Of queries and gradients [B, N, H, D]."""
-        block = [1, found.block_m // self.group, self.group, self.padded] if found.tma else None
-        return _Source(block), _Source(block)
+        """Of queries and gradients: [B, N, H, D] where descriptors pack grouped heads, else [B, H, N, D]."""
+        block = (
+            [1, found.block_m // self.group, self.group, self.padded]
+            if self.group > 1
+            else [1, 1, found.block_m, self.padded]
+        )
+        return (_Source(block), _Source(block)) if found.tma else (_Source(None), _Source(None))
 
 
 def _dense(shape: Sequence[int]) -> tuple[int, ...]:
@@ -204,7 +215,6 @@ class _Forward:
     part_strides: tuple[int, ...]
     k: _Source
     v: _Source
-    flat_q: _Source | None  # of [B H N, D], where warps are specialised
     rows: tuple[int, int, int]  # B H Nq, H, Nq
 
 
@@ -217,7 +227,7 @@ def _plan_forward(key: _Key) -> _Forward:
     heads, rows = key.q_shape[1], problem.batch * key.q_shape[1] * problem.n_q
     merged = 4  # rows a program
     return _Forward(
-        problem.prepare(attention_fwd_kernel, (programs, parts), found, SPECIALIZE=found.specialize),
+        problem.prepare(attention_fwd_kernel, (programs, parts), found),
         prepare(
             attention_fwd_combine_kernel,
             triton.cdiv(rows, merged),
@@ -230,8 +240,7 @@ def _plan_forward(key: _Key) -> _Forward:
         tuple(stride for strides in key.strides for stride in strides[:3]),
         problem.lengths(),
         _dense(key.q_shape)[:3],
-        *problem.keys(found),
-        _Source([found.block_m, problem.padded]) if found.specialize else None,
+        *problem.keys(FORWARD, found),
         (rows, heads, problem.n_q),
     )
 
@@ -253,8 +262,7 @@ def forward(
         key = _key(rule, q, k, v)
         plan = _plan_forward(key)
         table = visibility_table("rows", q.shape[2], k.shape[2], rule, q.device) if key.in_table else q
-        rows = q if plan.flat_q is None else plan.flat_q(q.view(-1, q.shape[3]))
-        sources, scale_log2 = (rows, plan.k(k), plan.v(v)), scale * _LOG2E
+        sources, scale_log2 = (q, plan.k(k), plan.v(v)), scale * _LOG2E
         if plan.parts == 1:
             plan.start(*sources, out, lse, table, *plan.numbers, *out.stride()[:3], *plan.lengths, scale_log2)
         else:
@@ -278,7 +286,7 @@ class _Backward:
     rows: tuple[int, int, int]  # B H Nq, H, Nq
     dkdv_sources: tuple[_Source, ...]  # of q, the gradient, k and v
     dq_sources: tuple[_Source, _Source]  # of k and v
-    by_rows: bool  # whether the first two are of [B, N, H, D]
+    packed: bool  # whether the first two are of [B, N, H, D]
 
 
 @lru_cache(maxsize=1024)
@@ -306,9 +314,9 @@ def _plan_backward(key: _Key) -> _Backward:
         tuple(stride for strides in key.strides[:4] for stride in strides[:3]),
         problem.lengths(),
         (rows, heads, problem.n_q),
-        (*problem.rows(of_keys), *problem.keys(of_keys)),
-        problem.keys(of_rows),
-        of_keys.tma,
+        (*problem.rows(of_keys), *problem.keys(BACKWARD_KV, of_keys)),
+        problem.keys(BACKWARD_Q, of_rows),
+        of_keys.tma and problem.group > 1,
     )
 
 
@@ -329,20 +337,20 @@ def backward(
     if q.numel() == 0 or k.numel() == 0:
         return dq.zero_(), dk.zero_(), dv.zero_()
     with on_device(q):
-        key = _key(rule, q, k, v, grad, out)
+        lse = lse.contiguous()
+        key = _key(rule, q, k, v, grad, out, lse)
         plan = _plan_backward(key)
         rows = columns = q
         if key.in_table:
             rows, columns = (
                 visibility_table(side, q.shape[2], k.shape[2], rule, q.device) for side in ("rows", "columns")
             )
-        lse = lse.contiguous()
         delta = torch.empty_like(lse)
         grad_lse = None if grad_lse is None else grad_lse.contiguous()
         plan.delta(grad, out, grad_lse, lse, delta, *grad.stride()[:3], *out.stride()[:3], *plan.rows)
         sizes = (*plan.lengths, scale, scale * _LOG2E)
         of_q, of_grad, of_k, of_v = plan.dkdv_sources
-        q_rows, grad_rows = (q.transpose(1, 2), grad.transpose(1, 2)) if plan.by_rows else (q, grad)
+        q_rows, grad_rows = (q.transpose(1, 2), grad.transpose(1, 2)) if plan.packed else (q, grad)
         plan.dkdv(
             *(of_q(q_rows), of_k(k), of_v(v), of_grad(grad_rows), lse, delta, dk, dv, columns),
             *(*plan.numbers, *dk.stride()[:3], *dv.stride()[:3], *sizes),
