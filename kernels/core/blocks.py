@@ -16,6 +16,18 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def dot_of_registers(a, b, acc, PRECISION: tl.constexpr, WAIT: tl.constexpr):
+    """`dot` in a loop whose left operand is computed there. WAIT: `Target.forgets_registers`.
+
+    What is read of the sum is waited for, and the compiler of the PTX removes the moves.
+    """
+    acc = dot(a, b, acc, PRECISION)
+    if WAIT:
+        acc = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [acc], dtype=tl.float32, is_pure=True, pack=1)
+    return acc
+
+
+@triton.jit
 def welford(v, inside, mean, squares, seen):
     """Take columns `inside` [C] of v [R, C] into mean [R], sum of squared deviations [R] and number of columns seen.
 

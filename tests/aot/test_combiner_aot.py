@@ -1,6 +1,7 @@
 """Every configuration of `combiner_project` compiles within its budget, for GPUs that this machine need not have.
 
-combiner_budget.json holds what the lowest and the newest supported Triton give; `python tests/aot/test_combiner_aot.py`
+combiner_budget.json holds what the lowest and the newest supported Triton give;
+`PYTHONPATH=tests python tests/aot/test_combiner_aot.py`
 rewrites the installed version's part, and what changed there is for the review.
 """
 

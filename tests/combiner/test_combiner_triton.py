@@ -149,10 +149,11 @@ def test_forward_config_at_the_shapes_of_the_model():
 @settings(deadline=None)
 @given(sizes, st.integers(1, 8192), targets)
 def test_backward_config_holds_a_row_and_bounds_the_partial_sums(rows, d, target):
-    block, width, programs, _ = backward_config(rows, d, target)
+    block, width, programs, warps = backward_config(rows, d, target)
     assert d <= width < max(2 * d, 17)
     assert width & (width - 1) == 0
-    assert 1 <= programs <= 4 * target.multiprocessors
+    assert 1 <= programs <= 16 // warps * target.multiprocessors
+    assert 256 * warps <= max(width, 256) or target is INTERPRETER  # sums over all rows stay in registers
     assert block * width <= max(4096, 2 * width)
 
 

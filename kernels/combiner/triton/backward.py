@@ -25,43 +25,39 @@ def combiner_project_bwd_rows_kernel(
 ):  # fmt: skip
     """Programs share the kept rows; each leaves its sums of the norm parameters' gradients in `partial`."""
     pid, programs = tl.program_id(0), tl.num_programs(0)
-    k = tl.arange(0, WIDTH)
-    sum_weight = tl.zeros((WIDTH,), dtype=ACC)
-    sum_bias = tl.zeros((WIDTH,), dtype=ACC)
+    k = tl.arange(0, WIDTH)[None, :]
+    scale = 1.0 if norm_weight is None else tl.load(norm_weight + k, mask=k < D, other=0).to(ACC)  # [1, WIDTH]
+    sum_weight = tl.zeros((1, WIDTH), dtype=ACC)
+    sum_bias = tl.zeros((1, WIDTH), dtype=ACC)
     for first_row in range(pid * BM, R, programs * BM):
         rows = first_row + tl.arange(0, BM)
         b, t, token, inside = kept_rows(rows, R, boundaries, T, m, n)
-        mask = inside[:, None] & (k < D)[None, :]
-        compact = rows[:, None].to(tl.int64) * D + k[None, :]
+        mask = inside[:, None] & (k < D)
+        compact = rows[:, None].to(tl.int64) * D + k
         x_rows = x + (b * stride_b + t * stride_t + token * stride_n)[:, None]
-        unit = tl.load(x_rows + k[None, :], mask=mask, other=0).to(ACC)  # [BM, WIDTH]
+        unit = tl.load(x_rows + k, mask=mask, other=0).to(ACC)  # [BM, WIDTH]
+        if grad_y is not None:  # before the rows' statistics: both loads are under way at a time
+            g = tl.load(grad_y + compact, mask=mask, other=0).to(ACC)
         if NORM == "layer":
             unit = tl.where(mask, unit - (tl.sum(unit, 1) / D)[:, None], 0)
         if NORM != "none":
             rstd = tl.math.rsqrt(tl.where(inside, tl.sum(unit * unit, 1) / D + eps, 1))
             unit *= rstd[:, None]
         if y is not None:
-            normed = unit
-            if norm_weight is not None:
-                normed *= tl.load(norm_weight + k, mask=k < D, other=0).to(ACC)[None, :]
-            if norm_bias is not None:
-                normed += tl.load(norm_bias + k, mask=k < D, other=0).to(ACC)[None, :]
-            tl.store(y + compact, normed.to(y.dtype.element_ty), mask=(rows < R)[:, None] & (k < D)[None, :])
-        if grad_y is not None:
-            g = tl.load(grad_y + compact, mask=mask, other=0).to(ACC)
-            if partial is not None:
-                sum_weight += tl.sum(g * unit, 0)
-                sum_bias += tl.sum(g, 0)
-            if dx is not None:
-                if norm_weight is not None:
-                    g *= tl.load(norm_weight + k, mask=k < D, other=0).to(ACC)[None, :]
-                if NORM != "none":
-                    g -= unit * (tl.sum(g * unit, 1) / D)[:, None]
-                    if NORM == "layer":
-                        g -= (tl.sum(g, 1) / D)[:, None]
-                    g *= rstd[:, None]
-                chunk = b * T + t if boundaries is None else b
-                tl.store(dx + ((chunk * n + token) * D)[:, None] + k[None, :], g.to(dx.dtype.element_ty), mask=mask)
+            shift = 0.0 if norm_bias is None else tl.load(norm_bias + k, mask=k < D, other=0).to(ACC)
+            tl.store(y + compact, (unit * scale + shift).to(y.dtype.element_ty), mask=(rows < R)[:, None] & (k < D))
+        if partial is not None:
+            sum_weight += tl.sum(g * unit, 0, keep_dims=True)
+            sum_bias += tl.sum(g, 0, keep_dims=True)
+        if dx is not None:
+            g *= scale
+            if NORM != "none":
+                g -= unit * (tl.sum(g * unit, 1) / D)[:, None]
+                if NORM == "layer":
+                    g -= (tl.sum(g, 1) / D)[:, None]
+                g *= rstd[:, None]
+            chunk = b * T + t if boundaries is None else b
+            tl.store(dx + ((chunk * n + token) * D)[:, None] + k, g.to(dx.dtype.element_ty), mask=mask)
     if partial is not None:
         tl.store(partial + pid.to(tl.int64) * D + k, sum_weight, mask=k < D)
         tl.store(partial + (programs + pid).to(tl.int64) * D + k, sum_bias, mask=k < D)

@@ -54,10 +54,12 @@ def forward_config(rows: int, d_out: int, element_size: int, aligned: bool, targ
 def backward_config(rows: int, d: int, target: Target) -> tuple[int, int, int, int]:
     """Rows held at a time, their width padded to a power of two, programs that share all `rows`, and warps.
 
-    Four programs a multiprocessor at most: each leaves a partial sum.
+    Warps lie side by side along a row, 256 columns each: what is summed over all rows stays in registers. 16 warps a
+    multiprocessor at most, as each program leaves a partial sum.
     """
     width = max(16, 1 << (d - 1).bit_length())
     if target.kind == "interpreter":
         return 2, width, 2, 4
-    block = max(1, 4096 // width)
-    return block, width, max(1, min(4 * target.multiprocessors, -(-rows // block))), 8
+    warps = min(8, max(1, width // 256))
+    block = max(1, 512 * warps // width)  # 16 elements a thread
+    return block, width, max(1, min(16 // warps * target.multiprocessors, -(-rows // block))), warps

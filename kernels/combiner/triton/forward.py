@@ -7,7 +7,7 @@ import triton.language as tl
 from torch import Tensor
 
 from mirasol.kernels.combiner.triton.config import forward_config
-from mirasol.kernels.core.blocks import dot, welford
+from mirasol.kernels.core.blocks import dot_of_registers, welford
 from mirasol.kernels.core.device import target
 from mirasol.kernels.core.dispatch import rows_contiguous
 from mirasol.kernels.core.launch import accumulator, launch
@@ -36,7 +36,7 @@ def combiner_project_fwd_kernel(
     x, weight, bias, norm_weight, norm_bias, boundaries, out,
     R, T, m, n, stride_b, stride_t, stride_n, d_out, stride_o, eps,
     D: tl.constexpr, NORM: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    STAGES: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, WAIT: tl.constexpr,
 ):  # fmt: skip
     """One program computes BM kept rows by BN output columns: first the rows' statistics, then their product.
 
@@ -74,7 +74,7 @@ def combiner_project_fwd_kernel(
             if norm_bias is not None:
                 wide += tl.load(norm_bias + k, mask=k < D, other=0).to(ACC)[None, :]
             y = wide.to(y.dtype)
-        acc = dot(y, w.T, acc, PRECISION)
+        acc = dot_of_registers(y, w.T, acc, PRECISION, WAIT)
     if bias is not None:
         acc += tl.load(bias + columns, mask=columns < d_out, other=0).to(ACC)[None, :]
     out_block = out + rows[:, None].to(tl.int64) * d_out + columns[None, :]
@@ -94,8 +94,10 @@ def forward(
     if out.numel() == 0:
         return out
     aligned = all(value % 16 == 0 for value in (x.data_ptr(), weight.data_ptr(), *strides, weight.stride(0)))
-    config = forward_config(rows, d_out, x.element_size(), aligned, target(x.device))
+    device = target(x.device)
+    config = forward_config(rows, d_out, x.element_size(), aligned, device)
     constants = {"D": d, "NORM": norm, "ACC": accumulator(x.dtype), "PRECISION": product_precision(x.dtype)}
+    constants["WAIT"] = norm != "none" and device.forgets_registers
     blocks = {"BM": config.rows, "BN": config.columns, "BK": config.step, "STAGES": config.stages}
     programs = triton.cdiv(rows, config.rows) * triton.cdiv(d_out, config.columns)
     tensors = (x, weight, *vectors(bias, norm_weight, norm_bias, boundaries), out)
