@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 from mirasol.kernels.core.precision import accumulate_dtype
 from mirasol.kernels.ttm.params import LatentQueryParams
 from mirasol.kernels.ttm.pool import eager, op
-from mirasol.kernels.ttm.pool.triton.config import MOST_ROWS, MOST_WIDTH
+from mirasol.kernels.ttm.pool.triton.config import COUNTERS, MOST_ROWS, MOST_WIDTH
 from mirasol.kernels.ttm.summary import Partial, Parts, Positions, given
 
 
@@ -42,6 +42,8 @@ class LatentQuery:
         if self.pools_first:
             self.rows = torch.bmm(self.queries, params.wk.unflatten(0, (params.heads, -1))).flatten(0, 1)  # [H k, d]
             self.shift = torch.bmm(self.queries, params.bk.unflatten(0, (params.heads, -1, 1))).flatten()  # [H k]
+        if self.by_kernels:
+            self.counters = params.queries.new_zeros(COUNTERS, dtype=torch.int32)
 
     def partial(self, parts: Parts) -> Partial:
         return self._pool(parts, None, want_lse=True)
@@ -58,7 +60,7 @@ class LatentQuery:
     def _pool(self, parts: Parts, carry: Partial | None, want_lse: bool) -> Partial:
         sources, positions = given(parts), self.positions.of(parts)
         if self.by_kernels:
-            linear_scores = op.Scores(self.rows, self.shift.to(accumulate_dtype(self.shift.dtype)))
+            linear_scores = op.Scores(self.rows, self.shift.to(accumulate_dtype(self.shift.dtype)), self.counters)
             return op.pool(sources, positions, linear_scores, carry)
         v = eager.join(sources, positions)
         if self.pools_first:

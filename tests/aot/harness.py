@@ -28,6 +28,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
+from aot.hazards import hazards
 from mirasol.kernels.core.registration import implementation
 
 SUPPORTED = ((3, 6), (3, 10))  # Triton versions whose internals this file has been run with: from, below
@@ -162,7 +163,10 @@ def check_supported() -> None:
 
 @contextlib.contextmanager
 def compile_only(target: str) -> Iterator[list[Kernel]]:
-    """Yield a list that fills with the kernels that would be launched for `target` ("sm_90", "gfx942", ...)."""
+    """Yield a list that fills with the kernels that would be launched for `target` ("sm_90", "gfx942", ...).
+
+    Raises AssertionError in the end where a kernel for Hopper writes what wgmma may still read: see `hazards`.
+    """
     check_supported()
     seen: list[Kernel] = []
     run, active = JITFunction.run, driver._active
@@ -182,6 +186,10 @@ def compile_only(target: str) -> Iterator[list[Kernel]]:
     finally:
         JITFunction.run = run
         driver._active = active  # reset_active() would build a CUDA driver, and fail without one
+    if target == "sm_90":
+        for kernel in seen:
+            found = hazards(kernel.compiled.asm["ttgir"], kernel.compiled.asm["ptx"])
+            assert not found, f"{kernel.name}: {'; '.join(found)}"
 
 
 def resources(kernel: Kernel) -> Resources:

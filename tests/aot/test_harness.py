@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 import triton
 import triton.language as tl
 
+from aot.hazardous import launch_product_and_sums, launch_product_of_sum
 from harness import Kernel, compile_only, resources
 
 TARGETS = ["sm_80", "sm_90", "sm_100", "gfx942"]
@@ -57,3 +60,21 @@ def test_the_driver_is_put_back() -> None:
     with compile_only("sm_90"):
         pass
     assert driver._active is before
+
+
+def test_a_tile_that_wgmma_still_reads_is_not_refilled() -> None:
+    x = torch.empty(64, 512, device="meta", dtype=torch.bfloat16)
+    with pytest.raises(AssertionError, match="2 buffers for 2 copies ahead"), compile_only("sm_90"):
+        launch_product_and_sums(x, x)
+    with compile_only("sm_80"):
+        launch_product_and_sums(x, x)
+
+
+def test_registers_that_wgmma_still_reads_are_not_written() -> None:
+    x = torch.empty(64, 512, device="meta", dtype=torch.bfloat16)
+    forgets = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
+    with (
+        pytest.raises(AssertionError, match="is written while wgmma") if forgets else contextlib.nullcontext(),
+        compile_only("sm_90"),
+    ):
+        launch_product_of_sum(x, x)

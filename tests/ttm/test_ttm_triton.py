@@ -77,6 +77,12 @@ def arguments(batch, sizes, d, hidden, k, positions, carry, dtype=EXACT):
     return sources, places, w1, strided(2 * j, dtype=acc)[::2], *second, *(carried if carry else (None, None))
 
 
+def beside(args):
+    """What the rows of w1 sum to, counters, and that backward follows."""
+    counters = torch.zeros(config.COUNTERS, dtype=torch.int32, device=DEVICE)
+    return args[2].sum(dim=1, dtype=args[3].dtype), counters, True
+
+
 def naive(sources, places, w1, b1, w2, b2, carry_out, carry_lse):
     """out, lse and the hidden layer, from scores of the normalised tokens; a carry is one more token, with its lse."""
     v = torch.cat(sources, dim=1)
@@ -103,7 +109,7 @@ def test_kernels_equal_the_naive_form(case):
     taken = iter(exact)
     nested = [next(taken) for _ in args[0]], *(None if t is None else next(taken) for t in args[1:])
     *expected, hidden = naive(*nested)
-    *kept, saved_hidden, stats = op.ttm_pool(*args)
+    *kept, saved_hidden, stats = op.ttm_pool(*args, *beside(args))
     assert_close("hidden", saved_hidden, hidden, rtol=RTOL)
     seeds = [torch.randn_like(value) for value in kept]
     grads = op.ttm_pool_backward(*seeds, *kept, saved_hidden, stats, *args, [True] * len(args[0]))
@@ -115,18 +121,44 @@ def test_kernels_equal_the_naive_form(case):
     assert all(torch.equal(a, b) for a, b in zip(grads, again, strict=True)), "not the same bits"
 
 
+@pytest.mark.parametrize("hidden", [8, None])
+def test_groups_of_items_take_turns(hidden, monkeypatch):
+    """Also where the last group lacks items. Counters end at zero, and without a backward nothing is kept for it."""
+    from mirasol.kernels.ttm.pool.triton import host
+
+    args = arguments(5, [20, 3], 40, hidden, 20, False, True)
+    one_group = op.ttm_pool(*args, *beside(args))
+    for members in (1, 2, 3):
+        monkeypatch.setattr(host, "group", lambda *_, members=members: members)
+        sums, counters, _ = beside(args)
+        out, lse, hidden_layer, stats = op.ttm_pool(*args, sums, counters, False)
+        assert torch.equal(out, one_group[0])
+        assert torch.equal(lse, one_group[1])
+        assert not counters.any()
+        assert hidden_layer.numel() == stats.numel() == 0
+
+
+def test_statistics_stand_a_mean_far_from_zero():
+    args = arguments(1, [40], 70, 8, 3, False, False, torch.float32)
+    args[0][0].add_(1000)
+    stats = op.ttm_pool(*args, *beside(args))[3]
+    exact = args[0][0].double()
+    assert_close("mean", stats[0], exact.mean(dim=2))
+    assert_close("1 / deviation", stats[1], (exact.var(dim=2, correction=0) + 1e-6).rsqrt())
+
+
 @pytest.mark.parametrize("case", [(2, [4, 5], 8, 6, 3, True, True), (2, [4, 5], 8, None, 3, False, False)])
 def test_opcheck(case):
     args = arguments(*case, torch.float32)
-    torch.library.opcheck(op.ttm_pool, args)
-    saved = op.ttm_pool(*args)
+    torch.library.opcheck(op.ttm_pool, (*args, *beside(args)))
+    saved = op.ttm_pool(*args, *beside(args))
     seeds = torch.randn_like(saved[0]), torch.randn_like(saved[1])
     torch.library.opcheck(op.ttm_pool_backward, (*seeds, *saved, *args, [True, False]))
 
 
 def test_unwanted_source_gradients_are_not_computed():
     args = arguments(2, [5, 6, 7], 16, 4, 3, False, False)
-    saved = op.ttm_pool(*args)
+    saved = op.ttm_pool(*args, *beside(args))
     seeds = torch.randn_like(saved[0]), torch.randn_like(saved[1])
     everything = op.ttm_pool_backward(*seeds, *saved, *args, [True, True, True])
     some = op.ttm_pool_backward(*seeds, *saved, *args, [False, True, False])
@@ -139,7 +171,8 @@ def test_folding_in_one_kernel_equals_the_formula():
     params = params._replace(w1=params.w1.detach().T.contiguous().T.requires_grad_())
     wanted, found = leaves(params)[:4], []
     for w1, b1 in (op.fold(params)[:2], eager.fold(params)):
-        found.append(with_gradients([w1, b1], wanted))
+        centred = w1 - w1.mean(dim=1, keepdim=True)  # and so its gradient's rows
+        found.append(with_gradients([centred, b1], wanted))
     assert_alike(*found, RTOL)
     detached = [p.detach() for p in params[:4]]
     torch.library.opcheck(op.ttm_fold, detached)
@@ -147,7 +180,7 @@ def test_folding_in_one_kernel_equals_the_formula():
 
 
 def test_first_layers_are_cast_and_folded_once(monkeypatch):
-    """Not again for every chunk; and a chunk takes two launches for each of read and write."""
+    """Not again for every chunk."""
     (memory, inputs, read, write) = here(
         random(1, 5, 16), random(1, 4, 9, 16), params_of("token_learner", 16, 3), params_of("token_learner", 16, 5),
         dtype=torch.float16,
@@ -253,7 +286,7 @@ def test_compiles_whole_with_the_same_tensor_twice(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_read_around_the_tokens_and_nothing_left_unwritten(kind, monkeypatch):
-    """Sources lie in NaN, and fresh memory holds NaN."""
+    """Sources lie in NaN, and fresh memory holds NaN, or counts of ten thousand."""
     B, s, n, d, k = 2, 5, 18, 20, 3
     around = torch.full((B, s + n + 8, d + 8), float("nan"), device=DEVICE)
     memory, inputs = around[:, 2 : 2 + s, 4 : 4 + d], around[:, 4 + s : 4 + s + n, 4 : 4 + d]
@@ -261,7 +294,12 @@ def test_nothing_is_read_around_the_tokens_and_nothing_left_unwritten(kind, monk
     inputs.normal_()
     (params,) = here(params_of(kind, d, k), dtype=torch.float32)
     new_empty, inputs = torch.Tensor.new_empty, inputs.requires_grad_()
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda *args, **kwargs: new_empty(*args, **kwargs).fill_(torch.nan))
+
+    def filled(*args, **kwargs):
+        found = new_empty(*args, **kwargs)
+        return found.fill_(torch.nan if found.is_floating_point() else 10_000)
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
     for found in with_gradients(ttm_read(memory, inputs, params, backend="triton"), leaves(inputs, params)):
         assert torch.isfinite(found).all()
 
@@ -325,7 +363,7 @@ def test_blocks_cover_the_shape(k, hidden, d, itemsize, linear):
         assert found.rows & (found.rows - 1) == 0
         assert found.rows <= 128
         assert linear or found.hidden >= hidden
-        for block in (found.hidden_layer, found.pool, found.scores, found.grad_hidden, found.tokens, found.weights):
+        for block in (found.pool, found.scores, found.grad_hidden, found.tokens, found.weights):
             assert block.tokens & (block.tokens - 1) == 0
             assert block.columns & (block.columns - 1) == 0
 
@@ -336,8 +374,16 @@ def test_splits_leave_no_part_without_work(programs, work):
     assert 1 <= parts <= min(work, 64)
     assert parts & (parts - 1) == 0
     assert parts == 1 or programs * parts // 2 < config.WAVES * HOPPER.multiprocessors
-    together = config.pool_splits(programs, work, HOPPER)
-    assert together == 1 or (together <= work and together * programs <= HOPPER.multiprocessors)
+
+
+@given(st.integers(1, 5000), st.integers(1, 200))
+def test_groups_hold_all_items_and_have_a_counter_each(batch, tiles):
+    members = config.group(batch, tiles, HOPPER)
+    groups = -(-batch // members)
+    assert 1 <= members <= batch
+    assert groups < config.COUNTERS
+    assert groups * members - batch < groups, "programs for items that are not there"
+    assert members * tiles < config.WAVES * HOPPER.multiprocessors + tiles or groups > (config.COUNTERS - 1) // 2
 
 
 def on_gpu(*values, dtype=torch.bfloat16):
@@ -445,6 +491,30 @@ def test_sanitizer_ttm(dtype):
     outputs, last = ttm_scan(memory, inputs, read, torch.tanh, write, form="parallel", backend="triton")
     (outputs.float().sum() + last.float().sum()).backward()
     torch.cuda.synchronize()
+
+
+def test_read_and_write_of_a_chunk_are_one_launch_each(monkeypatch):
+    from mirasol.kernels.ttm.pool.triton import fold, host
+
+    launched = []
+    for module in (fold, host):
+        launch = module.launch
+
+        def counted(kernel, *args, launch=launch, **kwargs):
+            launched.append(kernel.fn.__name__)
+            return launch(kernel, *args, **kwargs)
+
+        monkeypatch.setattr(module, "launch", counted)
+    chunks = 3
+    args = here(random(1, 5, 12), random(1, chunks, 9, 12), *(params_of("token_learner", 12, k) for k in (3, 5)))
+    for form, folded_and_partial in (("parallel", 2 + 2), ("stepwise", 2)):
+        launched.clear()
+        ttm_scan(*args[:3], torch.tanh, args[3], form=form, backend="triton")
+        assert len(launched) == folded_and_partial + 2 * chunks
+    launched.clear()
+    read = latent_query_params(12, 2, heads=2)
+    ttm_read(args[0], args[1][:, 0], *here(read), backend="triton")
+    assert launched == ["pool_fwd_kernel"]
 
 
 def test_grids_hold_any_batch(monkeypatch):

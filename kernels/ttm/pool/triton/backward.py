@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mirasol.kernels.core.blocks import LOG2E, dot, gelu, gelu_slope
+from mirasol.kernels.core.blocks import LOG2E, dot, dot_of_registers, gelu, gelu_slope
 from mirasol.kernels.ttm.pool.triton.blocks import LENGTHS, load_tokens, pick, place_rows, tile_of, token_rows
 
 
@@ -45,6 +45,7 @@ def pool_bwd_scores_kernel(
     n_a, n_b, n_c, tokens, tiles, batch_a, batch_b, batch_c, row_a, row_b, row_c,
     D: tl.constexpr, J: tl.constexpr, K: tl.constexpr, SOURCES: tl.constexpr, LINEAR: tl.constexpr,
     BP: tl.constexpr, BK: tl.constexpr, BJ: tl.constexpr, BR: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    WAIT: tl.constexpr,
 ):  # fmt: skip
     """For one tile of tokens and BR summary tokens: A = exp(S - lse), dS = A (v dout - delta), the tile's sum of dS."""
     ROWS: tl.constexpr = (K + BR - 1) // BR
@@ -62,7 +63,7 @@ def pool_bwd_scores_kernel(
         v = load_tokens(rows, places, columns, inside, D, BK)  # [BP, BK]
         at = grad_out + item * K * D + k[None, :] * D + columns[:, None]
         dout = tl.load(at, mask=own[None, :] & (columns < D)[:, None], other=0.0)  # [BK, BR]
-        reach = dot(v, dout, reach, PRECISION)
+        reach = dot_of_registers(v, dout, reach, PRECISION, WAIT)
     place = (item * tokens + before + token)[:, None]
     kept = inside[:, None] & own[None, :]
     shift = -tl.load(lse + item * K + k, mask=own, other=0.0).to(ACC)
@@ -110,7 +111,10 @@ def pool_bwd_hidden_kernel(
     bias = tl.load(b1 + j, mask=j < J, other=0.0).to(ACC)
     tilt = rstd * rstd * tl.sum(dh * (h - bias[None, :]), 1) / D
     tl.store(tilts + token, tilt, mask=inside)
-    tl.store(sums + tl.program_id(0).to(tl.int64) * J + j, tl.sum(dh, 0), mask=j < J)
+    # Each warp its own sum, of the rows that it holds: across warps, lanes of eight columns would meet in one bank.
+    parts = tl.sum(tl.sum(tl.reshape(dh, (BP // 16, 4, 4, BJ)), 2), 0)
+    part = tl.program_id(0).to(tl.int64) * 4 + tl.arange(0, 4)
+    tl.store(sums + (part * J)[:, None] + j[None, :], parts, mask=(j < J)[None, :])
 
 
 @triton.jit(do_not_specialize=LENGTHS)

@@ -69,13 +69,12 @@ def place_rows(positions, place, D: tl.constexpr):
 
 
 @triton.jit
-def load_block(rows, columns, inside, D: tl.constexpr, BD: tl.constexpr, KEEP: tl.constexpr = False):
+def load_block(rows, columns, inside, D: tl.constexpr, BD: tl.constexpr):
     """[rows, BD] from row pointers [rows, 1]; zero outside. Columns need no mask where BD divides D."""
-    POLICY: tl.constexpr = "evict_last" if KEEP else ""
     mask = inside[:, None]
     if D % BD != 0:
         mask = mask & (columns < D)[None, :]
-    return tl.load(rows + columns[None, :], mask=mask, other=0.0, eviction_policy=POLICY)
+    return tl.load(rows + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit

@@ -1,5 +1,6 @@
 """Block sizes of the pooling kernels, as a pure function of shape, dtype and target. Imports no Triton.
 
+One forward kernel serves all sizes up to the limits here, with and without a second layer; they change its blocks only.
 Every row was compiled for sm_80, sm_90 and sm_100 without spills (tests/aot/test_ttm_aot.py); none was measured yet.
 """
 
@@ -15,26 +16,34 @@ MOST_ROWS = 1024  # summary tokens, or heads times queries
 MOST_HIDDEN = 128
 MOST_HIDDEN_FLOAT32 = 64  # more spills registers
 MOST_WIDTH = 2048
-WAVES = 2  # programs a multiprocessor that splits of the tokens aim at
+WAVES = 2  # programs a multiprocessor that splits of the tokens, and groups of items, aim at
+COUNTERS = 64  # of the forward kernel's programs: tickets drawn, and programs done of each of the groups
 
 
 @dataclass(frozen=True)
 class Block:
-    """tokens: BP; columns: of the width, a step (BK) or a program's (BD), or of the scores a step; warps; stages."""
+    """tokens: BP; columns: of the width, a step (BK) or a program's (BD), or of the scores a step; warps; stages.
+
+    registers: the most that a thread may take; 0 leaves it to the compiler.
+    """
 
     tokens: int
     columns: int
     warps: int
     stages: int
+    registers: int = 0
 
 
 @dataclass(frozen=True)
 class Config:
-    """One block a kernel; `rows`: summary tokens a block; `hidden`: J padded to a power of two, or a block of it."""
+    """One block a kernel; `rows`: summary tokens a block; `hidden`: J padded to a power of two, or a block of it.
+
+    `step`: BK of the forward kernel, whose second pass takes the columns of `pool`.
+    """
 
     rows: int
     hidden: int
-    hidden_layer: Block
+    step: int
     pool: Block
     scores: Block
     grad_hidden: Block
@@ -50,20 +59,23 @@ def config(k: int, hidden: int, d: int, itemsize: int, target: Target, *, linear
     """
     if target.kind == "interpreter":
         small, rows = Block(16, 32, 4, 1), min(64, _padded(k, 16))
-        return Config(rows, rows if linear else _padded(hidden, 16), small, small, small, small, small, small)
+        return Config(rows, rows if linear else _padded(hidden, 16), 32, small, small, small, small, small)
     older = target.arch < 90
     width = min(128, _padded(k)) if linear else _padded(hidden)
     rows = min(64 if older else 128, _padded(k))
     if itemsize == 4:  # products of float32 by FMA: small blocks
         layer, small = Block(32, 32, 8, 1), Block(16, 32, 8, 1)
-        return Config(32, 64 if linear else width, layer, Block(16, 64, 8, 1), layer, small, layer, small)
+        return Config(32, 64 if linear else width, 32, layer, layer, small, layer, small)
     wide = min(128, _padded(d))
-    large = max(rows, width) > 64
+    large, little = max(rows, width) > 64, target.shared_memory < 160_000
+    # Triton 3.9 leaves 128 registers to these on Blackwell, and spills.
+    registers = 168 if target.arch >= 100 and width > 64 >= rows else 0
     return Config(
         rows,
         width,
-        hidden_layer=Block(64, 64, 8 if width > 64 else 4, 3),
-        pool=Block(64, wide if older or rows > 64 else min(256, _padded(d)), 8, 2),
+        step=64 if little else 128 if older or large else 256,
+        # 64 columns where they do: more programs in small batches.
+        pool=Block(64, 128 if large or d >= 1024 else 64, 8, 2 if little else 4, registers),
         scores=Block(64, 64, 8 if large or older else 4, 2),
         grad_hidden=Block(64, 64, 8 if width > 64 else 4, 2),
         tokens=Block(64, wide, 8, 1),
@@ -96,12 +108,12 @@ def splits(programs: int, work: int, target: Target) -> int:
     return min(count, 64)
 
 
-def pool_splits(programs: int, work: int, target: Target) -> int:
-    """As `splits` for the pooling kernel, whose programs fill a multiprocessor: no more parts than run at a time.
+def group(batch: int, tiles: int, target: Target) -> int:
+    """How many of `batch` items of `tiles` programs make a group: as many as run at a time, at most 63 groups in all,
+    and groups as even as can be, as the last one has programs for items that are not there.
 
-    Every part is written in float32 and read again, so that parts which wait for others only cost.
+    What a group's first pass brings into the L2 cache is used before that of the group after the next comes in.
     """
-    count = 1
-    while 2 * count * programs <= target.multiprocessors and 2 * count <= work:
-        count *= 2
-    return count
+    most = max(-(-WAVES * target.multiprocessors // tiles), -(-batch // (COUNTERS - 1)))
+    groups = -(-batch // most)
+    return -(-batch // groups)

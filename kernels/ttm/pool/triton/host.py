@@ -22,8 +22,8 @@ from mirasol.kernels.ttm.pool.triton.backward import (
     pool_bwd_w1_kernel,
     pool_bwd_w2_kernel,
 )
-from mirasol.kernels.ttm.pool.triton.config import Block, Config, config, pool_splits, splits
-from mirasol.kernels.ttm.pool.triton.forward import pool_fwd_hidden_kernel, pool_fwd_kernel, pool_fwd_merge_kernel
+from mirasol.kernels.ttm.pool.triton.config import Block, Config, config, group, splits
+from mirasol.kernels.ttm.pool.triton.forward import pool_fwd_kernel
 from mirasol.kernels.ttm.reference import NORM_EPS
 
 Found = Sequence[torch.Tensor]
@@ -110,7 +110,7 @@ class Call:
         precision = product_precision(self.first.dtype)
         launch(
             kernel, programs, tensors, numbers, on=self.first, warps=block.warps, stages=block.stages,
-            PRECISION=precision, **constants,
+            registers=block.registers, PRECISION=precision, **constants,
         )  # fmt: skip
 
     def walk(
@@ -132,48 +132,31 @@ class Call:
         self.run(kernel, programs, pointers, values, block, **constants)
 
 
-def forward(*args: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def forward(
+    given: Sequence[Any], w1_sums: torch.Tensor | None, counters: torch.Tensor, keep: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Shapes and meaning as in `op.ttm_pool`."""
-    call = Call.of(*args)
-    hidden, stats = _hidden(call)
-    return *_pool(call, hidden), hidden, stats
-
-
-def _hidden(call: Call) -> tuple[torch.Tensor, torch.Tensor]:
-    block, tiles = call.config.hidden_layer, call.tiles(call.config.hidden_layer)
-    hidden = call.first.new_empty(call.batch, call.tokens, call.j)
-    stats = call.first.new_empty(0 if call.linear else 2, call.batch, call.tokens, dtype=call.acc)
-    programs = tiles * triton.cdiv(call.j, call.config.hidden) * call.batch
-    call.walk(
-        pool_fwd_hidden_kernel, programs, [call.w1, call.b1, hidden, stats], [tiles, call.batch * call.tokens],
-        [NORM_EPS], block, LINEAR=call.linear, BK=block.columns,
-    )  # fmt: skip
-    return hidden, stats
-
-
-def _pool(call: Call, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    batch, d, k = call.batch, call.d, call.k
+    call = Call.of(*given)
+    batch, tokens, d, j, k = call.batch, call.tokens, call.d, call.j, call.k
     block, tiles = call.config.pool, call.tiles(call.config.pool)
-    programs = triton.cdiv(d, block.columns) * triton.cdiv(k, call.config.rows) * batch
-    parts = pool_splits(programs, tiles, target(call.first.device))
+    layers = triton.cdiv(j, call.config.hidden) if call.linear else 1
+    blocks = triton.cdiv(d, block.columns) * triton.cdiv(k, call.config.rows)
+    members = group(batch, tiles * layers, target(call.first.device))
+    groups = triton.cdiv(batch, members)
     out = call.first.new_empty(batch, k, d)
     lse = call.first.new_empty(batch, k, dtype=call.acc)
-    tops = sums = rows = None
-    if parts > 1:
-        tops, sums = (lse.new_empty(batch, parts, k) for _ in range(2))
-        rows = lse.new_empty(batch, parts, k, d)
-    carry = call.carry_out, call.carry_lse
+    hidden = call.first.new_empty(batch * keep, tokens, j)
+    stats = lse.new_empty(2 * keep * (not call.linear), batch, tokens)
+    weights = call.first.new_empty(batch, tokens, k)
+    tops, sums = (lse.new_empty(batch, tiles, k) for _ in range(2))
     call.walk(
-        pool_fwd_kernel, (programs, parts), [hidden, call.w2, call.b2, out, lse, *carry, tops, sums, rows],
-        [tiles], call.carry_strides(), block,
-        K=k, LINEAR=call.linear, SPLIT=parts > 1, BD=block.columns, BR=call.config.rows,
+        pool_fwd_kernel, groups * members * (tiles * layers + blocks),
+        [call.w1, call.b1, w1_sums, call.w2, call.b2, *((hidden, stats) if keep else (None, None)), weights, tops,
+         sums, out, lse, call.carry_out, call.carry_lse, counters],
+        [tiles, batch, groups, members], [*call.carry_strides(), NORM_EPS], block,
+        K=k, LINEAR=call.linear, BK=call.config.step, BD=block.columns, BR=call.config.rows,
     )  # fmt: skip
-    if parts > 1:
-        launch(
-            pool_fwd_merge_kernel, batch * k, [tops, sums, rows, *carry, out, lse], call.carry_strides(),
-            on=out, warps=4, D=d, K=k, SPLITS=parts, BD=triton.next_power_of_2(d), ACC=accumulator(out.dtype),
-        )  # fmt: skip
-    return out, lse
+    return out, lse, hidden, stats
 
 
 def backward(
@@ -225,6 +208,7 @@ def _scores_backward(
         pool_bwd_scores_kernel, tiles * triton.cdiv(call.k, call.config.rows) * call.batch,
         [hidden, call.w2, call.b2, grad_out, lse, delta, weights, grad_scores, sums], [tiles], [], block,
         K=call.k, LINEAR=call.linear, BK=block.columns, BR=call.config.rows,
+        WAIT=call.positions is not None and target(call.first.device).forgets_registers,
     )  # fmt: skip
     return weights, grad_scores, sums
 
@@ -236,7 +220,7 @@ def _hidden_backward(
     block, items = call.config.grad_hidden, call.batch * call.tokens
     tiles = triton.cdiv(items, block.tokens)
     grad_hidden, tilts = torch.empty_like(hidden), stats.new_empty(stats.shape[1:])
-    sums = stats.new_empty(tiles, call.j)
+    sums = stats.new_empty(4 * tiles, call.j)
     tensors = [hidden, stats, call.b1, call.w2, grad_scores, grad_hidden, tilts, sums]
     call.run(pool_bwd_hidden_kernel, tiles, tensors, [items], block, D=call.d, K=call.k, BR=block.columns)
     return grad_hidden, tilts, sums
