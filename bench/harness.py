@@ -54,6 +54,7 @@ class Variant:
     make: Callable[[], Callable[[], Any]]
     role: Literal["ours", "peer", "limit"] = "peer"
     judged: bool = True  # False: other mathematics on purpose
+    foreign: bool = False  # of another package: what it refuses by raising is skipped with the reason, no failure
     flops: int | None = None  # where it differs from the comparison's
     detail: dict[str, Any] = field(default_factory=dict)
 
@@ -102,7 +103,7 @@ def compare(case: Comparison, settings: Settings) -> list[Row]:
     ready: dict[str, tuple[Callable[[], Any], int]] = {}
     for variant in case.variants:
         row = rows[variant.name]
-        with _into(row):
+        with _into(row, variant.foreign):
             started = time.perf_counter()
             call = variant.make()
             if case.warm_up:
@@ -166,7 +167,7 @@ def _summarise(rows: dict[str, Row], samples: dict[str, list[float]], baseline: 
 
 
 @contextlib.contextmanager
-def _into(row: Row) -> Iterator[None]:
+def _into(row: Row, foreign: bool = False) -> Iterator[None]:
     """Turn what goes wrong into the row's status."""
     try:
         yield
@@ -175,7 +176,7 @@ def _into(row: Row) -> Iterator[None]:
     except Unavailable as why:
         row.status, row.reason = "SKIP", str(why)
     except Exception as error:
-        row.status, row.reason = "FAIL", one_line(error)
+        row.status, row.reason = ("SKIP", f"does not run: {one_line(error)}") if foreign else ("FAIL", one_line(error))
 
 
 def one_line(error: BaseException) -> str:

@@ -20,6 +20,7 @@ class Settings:
     dtype: torch.dtype | None = None  # None: the suite's own choice
     effort: Effort = "default"
     traces: Path | None = None  # where profiler traces go
+    tlx_python: Path | None = None  # interpreter of an environment with fbtriton, whose triton is not this process's
 
     def generator(self, seed: int = 0) -> torch.Generator:
         return torch.Generator(self.device).manual_seed(seed)

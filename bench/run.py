@@ -25,13 +25,15 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures 
 import torch  # noqa: E402
 
 import machine  # noqa: E402
+import pages  # noqa: E402
 import report  # noqa: E402
 import roofline  # noqa: E402
 from console import HAS_RICH, WITHOUT_EXTRA, Console  # noqa: E402
 from harness import one_line  # noqa: E402
 from rows import Case, Row, Settings  # noqa: E402
 
-SUITES = ("savings", "attention", "combiner", "ttm", "tubes")
+MEASURED = ("savings", "attention", "combiner", "ttm", "tubes")
+SUITES = (*MEASURED, "traffic")  # which counts and predicts, without a GPU, in some minutes
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 INTERRUPTED = 130
 
@@ -39,7 +41,8 @@ INTERRUPTED = 130
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--only", default="savings", help=f"suites, with commas: {', '.join(SUITES)} or all (default: savings)")
+    chosen = f"suites, with commas: {', '.join(SUITES)}, or all, which is all but traffic (default: savings)"
+    add("--only", default="savings", help=chosen)
     add("--filter", default="", help="only cases whose suite/name contains this text")
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it run at all")
@@ -54,14 +57,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tolerance", type=float, default=0.1, help="relative change that counts as such (default: 0.1)")
     add("--plot", type=Path, help="folder for PNG plots (default: OUT)")
     add("--profile", action="store_true", help="write a torch.profiler trace of every variant to OUT/traces")
+    add("--tlx-python", type=Path, help="interpreter with torch and fbtriton, to time TLX in a process of its own")
+    add("--write-predictions", action="store_true", help="put traffic's tables into kernels/*/PREDICTIONS.md")
     add("--list", action="store_true", help="name the cases and stop")
     add("--plain", action="store_true", help="plain text even where rich is installed")
     options = parser.parse_args(arguments)
-    names = SUITES if options.only == "all" else tuple(options.only.split(","))
+    names = MEASURED if options.only == "all" else tuple(options.only.split(","))
     unknown = [name for name in names if name not in SUITES]
     if unknown:
         parser.error(f"--only must name suites out of {', '.join(SUITES)}, was {', '.join(unknown)}")
     options.suites = names
+    if options.write_predictions and names != ("traffic",):
+        parser.error("--write-predictions goes with --only traffic")
+    wholes = ("", *(f"traffic/{page}" for page in pages.PAGES))
+    if options.write_predictions and options.filter not in wholes:
+        parser.error(f"--write-predictions writes whole pages: --filter must be one of {', '.join(wholes[1:])}")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that this PyTorch can use; there is none")
     return options
@@ -77,6 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         dtype=getattr(torch, options.dtype) if options.dtype else None,
         effort="quick" if options.quick else "full" if options.full else "default",
         traces=options.out / "traces" if options.profile else None,
+        tlx_python=options.tlx_python,
     )
     suites = {name: importlib.import_module(f"suite_{name}") for name in options.suites}
     found = [(name, case) for name, suite in suites.items() for case in suite.cases(settings)]
@@ -130,9 +141,12 @@ class Session:
         say()
         gc.freeze()  # collections between measurements need not look at what the imports left
         try:
-            self.about["roofline"] = roofline.measure(self.settings)
+            timed = self.options.suites != ("traffic",)
+            if timed:
+                self.about["roofline"] = roofline.measure(self.settings)
             self.measure()
-            self.about["roofline_at_end"] = roofline.measure(self.settings)
+            if timed:
+                self.about["roofline_at_end"] = roofline.measure(self.settings)
         except KeyboardInterrupt:
             self.about["interrupted"] = True
         finally:
@@ -154,7 +168,8 @@ class Session:
                     rows = case.run(self.settings)
                 except Exception as error:
                     rows = [Row(suite, case.name, "", status="FAIL", reason=one_line(error))]
-                roofline.place(rows, self.about["roofline"])
+                if "roofline" in self.about:
+                    roofline.place(rows, self.about["roofline"])
                 self.rows += rows
                 self.finish()
                 failed = sum(row.status == "FAIL" for row in rows)
@@ -178,7 +193,7 @@ class Session:
                 self.console.table(table)
             headlines.append(getattr(suite, "headline", report.headline)(rows))
         self.say_rates()
-        for line in [*self.plot(), *filter(None, headlines)]:
+        for line in [*self.plot(), *self.write_predictions(), *filter(None, headlines)]:
             say(line)
         say(f"{report.verdict(self.rows)}; {self.about['seconds']:.0f} s; {self.file}")
 
@@ -207,6 +222,16 @@ class Session:
             self.finish()
             return [f"FAIL plots: {one_line(error)}"]
         return [f"Plot: {file}" for file in files]
+
+    def write_predictions(self) -> list[str]:
+        """Put the tables into the operators' pages, if asked for; returns what to say about it."""
+        if not self.options.write_predictions:
+            return []
+        try:
+            return [f"Written: {path}" for path in pages.write(self.rows)]
+        except ValueError as error:
+            self.rows.append(Row("traffic", "pages", "", status="FAIL", reason=one_line(error)))
+            return [f"FAIL pages: {error}"]
 
     def compare(self) -> bool:
         """Whether something is worse than in the file that --compare names."""

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cost
 import suite_attention
+from attention_shapes import Shape
 from counting import TEXT_TOKENS, count
 from harness import Comparison, Variant, against, compare
 from mirasol import Config, combiner, layers
@@ -150,9 +151,7 @@ def _attention(preset: str, chunks: int, settings: Settings) -> list[Row]:
     """The Combiner's attention: chunk-causal by ours and by a dense mask, and full attention, which sees the future."""
     config = Config.preset(preset)
     heads = config.combiner_heads
-    shape = suite_attention.Shape(
-        "Combiner", 1, heads, config.combiner_dim // heads, chunks, config.tokens_per_chunk, modes=("fwd",)
-    )
+    shape = Shape("Combiner", 1, heads, config.combiner_dim // heads, chunks, config.tokens_per_chunk, modes=("fwd",))
     only = ("mirasol, triton", suite_attention.OURS, suite_attention.DENSE, suite_attention.FULL)
     dtype = settings.dtype or torch.float32
     return suite_attention.compare_shape(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -87,6 +88,54 @@ def test_list_and_filter_name_cases_without_running_them(suite, tmp_path, capsys
     assert run.main(["--list", "--filter", "sec"]) == 0
     assert capsys.readouterr().out == "savings/second\n"
     assert run.main(["--filter", "nothing", "--out", str(tmp_path)]) == 1
+
+
+def dry_run(target: str) -> str:
+    """What make would do, nothing of it done."""
+    command = ["make", "-n", target, "OUT=results", "TLX_PYTHON=other/python"]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout.replace(
+        "\\\n", ""
+    )
+
+
+def test_the_steps_of_make_gpu_fit_one_call_of_ten_minutes():
+    plan = dry_run("gpu")
+    limits = [int(seconds) for seconds in re.findall(r"timeout --signal=INT --kill-after=5 (\d+) ", plan)]
+    assert len(limits) == 9
+    assert sum(limits) <= 580
+    for tool in ("memcheck", "initcheck", "racecheck"):
+        assert f"compute-sanitizer --tool {tool} " in plan
+    for suite in ("attention", "ttm", "combiner", "tubes"):
+        line = next(line for line in plan.splitlines() if f"bench/run.py --only {suite} " in line)
+        assert f"--json results/{suite}.json" in line
+        assert run.parse(line.split("bench/run.py")[1].replace("--device cuda", "").split()).tlx_python == Path(
+            "other/python"
+        )
+
+
+def test_make_gpu_tune_searches_in_two_calls():
+    for what in ("attention", "blocks"):
+        assert f"bench/search.py {what} --seconds 540 --json results/tune-{what}.json" in dry_run(f"gpu-tune-{what}")
+    assert dry_run("gpu-tune").count("bench/search.py") == 2
+
+
+def test_all_suites_measure_and_predictions_go_with_traffic_alone(capsys):
+    assert "traffic" not in run.parse(["--only", "all"]).suites
+    assert run.parse(["--only", "traffic", "--write-predictions"]).write_predictions
+    with pytest.raises(SystemExit):
+        run.parse(["--only", "attention", "--write-predictions"])
+    assert "--only traffic" in capsys.readouterr().err
+    assert run.parse(["--only", "traffic", "--write-predictions", "--filter", "traffic/ttm"]).filter == "traffic/ttm"
+    with pytest.raises(SystemExit):
+        run.parse(["--only", "traffic", "--write-predictions", "--filter", "read"])
+    assert "whole pages" in capsys.readouterr().err
+
+
+def test_failed_rows_write_no_page(monkeypatch, tmp_path, capsys):
+    failed = [failing("ttm read", RuntimeError("not counted"))]
+    monkeypatch.setitem(sys.modules, "suite_traffic", SimpleNamespace(cases=lambda _: failed, tables=lambda rows: []))
+    assert run.main(["--only", "traffic", "--write-predictions", "--out", str(tmp_path)]) == 1
+    assert "FAIL pages: ttm read failed: RuntimeError: not counted" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [["--only", "nothing"], ["--quick", "--full"], ["--dtype", "int8"]])
