@@ -7,7 +7,8 @@ READY := $(VENV)/.ready
 OPERATORS := tests/attention tests/combiner tests/ttm tests/tubes
 NEWEST := $(CURDIR)/build/triton-newest
 
-.PHONY: test test-slow test-interpreted test-compiled test-lowest test-newest bench lint gpu clean
+.PHONY: test test-slow test-interpreted test-compiled test-lowest test-newest test-emulated emulated-lowest
+.PHONY: emulated-newest bench lint gpu clean
 
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -34,6 +35,17 @@ test-newest: $(READY) $(NEWEST)/.ready
 	PYTHONPATH=$(NEWEST) $(BIN)/python -c "import triton; print('Triton', triton.__version__)"
 	TRITON_INTERPRET=0 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -p no:cacheprovider -m "$(WHICH)" tests/aot
 
+# Compiled kernels run on a CPU. `make test-emulated WHICH=slow` runs every rule in every configuration: an hour.
+test-emulated: $(READY) $(NEWEST)/.ready
+	$(MAKE) --jobs=2 --output-sync=target emulated-lowest emulated-newest
+
+emulated-lowest: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -p no:cacheprovider -m "$(WHICH)" tests/emulator --durations=5
+
+emulated-newest: $(READY) $(NEWEST)/.ready
+	OMP_NUM_THREADS=1 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest -p no:cacheprovider -m "$(WHICH)" tests/emulator \
+		-k "emulated or mutants" --durations=5
+
 # Beside the environment, not in it: the package has one version, and this one compiles only.
 $(NEWEST)/.ready: $(READY) constraints-newest.txt
 	rm -rf $(NEWEST)
@@ -51,15 +63,46 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# On a machine with a CUDA GPU, with its own torch and triton: tests, memory checks, then benchmarks with peers.
+# On a machine with a CUDA GPU, with its own torch and triton, in one call of ten minutes: every step has a limit in seconds, and
+# what fails or is cut off costs only itself. An interrupt lets pytest and the benchmarks write what they have.
+GPU_STEPS := gpu-install gpu-tests gpu-memcheck gpu-initcheck gpu-racecheck
+GPU_SUITES := gpu-attention gpu-ttm gpu-combiner gpu-tubes
+INSTALL_LIMIT ?= 20
+TESTS_LIMIT ?= 130
+gpu-memcheck: CHECK_LIMIT := 60
+gpu-initcheck gpu-racecheck: CHECK_LIMIT := 40
+gpu-attention: SUITE_LIMIT := 200
+gpu-ttm: SUITE_LIMIT := 45
+gpu-combiner gpu-tubes: SUITE_LIMIT := 20
+LIMIT := timeout --signal=INT --kill-after=5
+TLX_PYTHON ?= # interpreter of an environment with torch and fbtriton
+
+.PHONY: $(GPU_STEPS) $(GPU_SUITES) gpu-tune gpu-tune-attention gpu-tune-blocks
+
 gpu:
 	mkdir -p $(OUT)
-	$(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
-	TRITON_INTERPRET=0 $(PYTHON) -m pytest $(OPERATORS) tests/test_model.py --junitxml=$(OUT)/tests.xml
-	for tool in memcheck initcheck; do \
-		TRITON_INTERPRET=0 compute-sanitizer --tool $$tool --error-exitcode 1 $(PYTHON) -m pytest $(OPERATORS) -k sanitizer || exit 1; \
-	done
-	$(PYTHON) bench/run.py --only all --full --device cuda --json $(OUT)/bench.json --plot $(OUT)
+	$(MAKE) --keep-going $(GPU_STEPS) $(GPU_SUITES)
+
+gpu-install:
+	$(LIMIT) $(INSTALL_LIMIT) $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
+
+gpu-tests:
+	TRITON_INTERPRET=0 $(LIMIT) $(TESTS_LIMIT) $(PYTHON) -m pytest $(OPERATORS) tests/test_model.py --junitxml=$(OUT)/tests.xml
+
+gpu-memcheck gpu-initcheck gpu-racecheck: gpu-%:
+	TRITON_INTERPRET=0 $(LIMIT) $(CHECK_LIMIT) compute-sanitizer --tool $* --error-exitcode 1 \
+		$(PYTHON) -m pytest $(OPERATORS) -k sanitizer
+
+$(GPU_SUITES): gpu-%:
+	$(LIMIT) $(SUITE_LIMIT) $(PYTHON) bench/run.py --only $* --device cuda $(if $(TLX_PYTHON),--tlx-python $(TLX_PYTHON)) \
+		--json $(OUT)/$*.json --plot $(OUT)
+
+# Two further calls of ten minutes: block sizes of attention, and of the TTM and the Combiner.
+gpu-tune: gpu-tune-attention gpu-tune-blocks
+
+gpu-tune-attention gpu-tune-blocks: gpu-tune-%:
+	mkdir -p $(OUT)
+	$(LIMIT) 590 $(PYTHON) bench/search.py $* --seconds 540 --json $(OUT)/tune-$*.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
