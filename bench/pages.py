@@ -45,9 +45,10 @@ def replaced(old: str, between: str) -> str:
 
 def text(page: str, rows: list[Row]) -> str:
     """The tables of a page, with what stands behind them."""
-    counted = "compiled sm_90 kernels, run in the emulator of `tests/emulator`"
     about = (
-        f"Written by `{COMMAND}`. **All of it is predicted, nothing was measured on a\nGPU.** Counted: {counted}. "
+        f"Written by `{COMMAND}`. **All of it is predicted, nothing was measured on a\n"
+        "GPU.** Counted: compiled sm_90 kernels, run in the emulator of "
+        "`tests/emulator`. "
         "Times (`bench/predict.py`): the longest\nof DRAM "
         f"(distinct bytes at {H100.copy / 1e12:.1f} TB/s on an H100, {H200.copy / 1e12:.1f} on an H200), L2 cache "
         f"({H100.l2 / 1e12:.1f} TB/s), loads in flight, and the\nbusiest multiprocessor, whose products reach "

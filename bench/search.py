@@ -143,8 +143,8 @@ def block_tasks(device: str) -> Iterator[Task]:
             out = forward()
             return torch.autograd.grad(out, (memory, inputs), torch.ones_like(out))
 
-        for room in (field.name for field in fields(ttm.Config) if field.name not in ("rows", "hidden")):
-            call = forward if room in ("hidden_layer", "pool") else both
+        for room in (field.name for field in fields(ttm.Config) if field.type == "Block"):
+            call = forward if room == "pool" else both
             yield Task(f"ttm {'read' if k == r else 'write'} {room}", call, list(block_candidates()), _ttm_pin(room))
     x, weight = _randn(device, 16, 16, 390, 1024), _randn(device, 1024, 1024) * 1024**-0.5
     norm = _randn(device, 1024), _randn(device, 1024)

@@ -1,4 +1,4 @@
-"""Settings that must hold before anything else is imported."""
+"""Settings that must hold before anything else is imported, and what could not be tested said at the end of a run."""
 
 import os
 
@@ -9,7 +9,25 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 import pytest
 
+NOT_TESTED = pytest.StashKey[dict[str, str]]()
+
+
+@pytest.fixture
+def skip_loudly(request: pytest.FixtureRequest):
+    """Skip a test and repeat the reason below the results."""
+
+    def skip(what: str, why: str) -> None:
+        request.config.stash.setdefault(NOT_TESTED, {})[what] = why
+        pytest.skip(f"{what}: {why}")
+
+    return skip
+
 
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    for what, why in config.stash.get(NOT_TESTED, {}).items():
+        terminalreporter.write_line(f"NOT TESTED: {what}: {why}", red=True, bold=True)

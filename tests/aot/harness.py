@@ -209,7 +209,7 @@ def _nvidia_resources(kernel: Kernel) -> Resources:
     return Resources(
         registers=int(found[1]),
         shared=kernel.compiled.metadata.shared,
-        warps=_total_warps(kernel),
+        warps=total_warps(kernel.compiled),
         stack=int(found[2]),
         spills=opcodes["LDL"] + opcodes["STL"],
         warp_specialized="ttg.warp_specialize" in kernel.compiled.asm["ttgir"],
@@ -229,7 +229,7 @@ def _amd_resources(kernel: Kernel) -> Resources:
     return Resources(
         registers=note("vgpr_count"),
         shared=note("group_segment_fixed_size") or kernel.compiled.metadata.shared,
-        warps=_total_warps(kernel),
+        warps=total_warps(kernel.compiled),
         stack=note("private_segment_fixed_size"),
         spills=sum(count for opcode, count in opcodes.items() if opcode.startswith("scratch_")),
         warp_specialized=False,
@@ -237,9 +237,10 @@ def _amd_resources(kernel: Kernel) -> Resources:
     )
 
 
-def _total_warps(kernel: Kernel) -> int:
-    found = re.search(r'"ttg.total-num-warps" = (\d+)', kernel.compiled.asm["ttgir"])
-    return int(found[1]) if found else kernel.compiled.metadata.num_warps
+def total_warps(compiled: Any) -> int:
+    """Of a program, warp-specialised partitions included."""
+    found = re.search(r'"ttg.total-num-warps" = (\d+)', compiled.asm["ttgir"])
+    return int(found[1]) if found else compiled.metadata.num_warps
 
 
 def _tool(name: str, *args: str) -> str:

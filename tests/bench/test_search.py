@@ -90,6 +90,8 @@ def test_every_kernel_and_block_has_a_task():
     blocks = [task.name for task in search.block_tasks("meta")]
     assert {"ttm read pool", "ttm write weights", "combiner forward"} <= set(blocks)
     assert all(task.candidates for task in search.block_tasks("meta"))
+    pooling = [name for name in blocks if name.startswith("ttm")]
+    assert len(pooling) == 10, "five blocks, of a read and of a write; the step is no block"
 
 
 @pytest.mark.skipif(ON_GPU, reason="says what happens without a GPU")

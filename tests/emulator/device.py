@@ -14,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -27,24 +27,12 @@ from triton.backends.nvidia.compiler import CUDABackend
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from aot.harness import Driver, check_supported
+from aot.harness import Driver, check_supported, total_warps
 from emulator.library import BUILD
 from emulator.machine import Kernel, Launch, Launches, Module, Schedule, storage, tensor_map
 from mirasol.kernels.core import device as devices
 
-NUMBERS = {
-    "fp32": "f",
-    "fp64": "d",
-    "i8": "b",
-    "i16": "h",
-    "i32": "i",
-    "i64": "q",
-    "u8": "B",
-    "u16": "H",
-    "u32": "I",
-    "u64": "Q",
-    "i1": "?",
-}
+NUMBERS = dict(fp32="f", fp64="d", i1="?", i8="b", i16="h", i32="i", i64="q", u1="?", u8="B", u16="H", u32="I", u64="Q")
 _device_numbers = itertools.count(5000)  # Triton caches kernels by device
 
 
@@ -98,24 +86,15 @@ def emulated(
         launches.append(_launch(found, compiled, [p.name for p in self.params], bound, sizes, schedule))
         return compiled
 
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(JITFunction, "run", emulate))
-        stack.enter_context(_replaced(driver, "_active", _gpu(target, multiprocessors)))
-        stack.enter_context(_replaced(CUDABackend, "make_cubin", lambda *_: b""))
-        stack.enter_context(_replaced(devices, "DEVICES", (*devices.DEVICES, "cpu")))
-        stack.enter_context(_unwritten_is_nan())
-        stack.enter_context(_cache_folder())
+    with (
+        mock.patch.object(JITFunction, "run", emulate),
+        mock.patch.object(driver, "_active", _gpu(target, multiprocessors)),
+        mock.patch.object(CUDABackend, "make_cubin", return_value=b""),
+        mock.patch.dict(os.environ, TRITON_CACHE_DIR=str(BUILD / "triton")),  # of kernels without a binary
+        mock.patch.object(devices, "DEVICES", (*devices.DEVICES, "cpu")),
+        _unwritten_is_nan(),
+    ):
         yield launches
-
-
-@contextlib.contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 @contextlib.contextmanager
@@ -127,28 +106,9 @@ def _unwritten_is_nan() -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-@contextlib.contextmanager
-def _cache_folder() -> Iterator[None]:
-    """Apart from Triton's own: kernels compiled here have no binary."""
-    before = os.environ.get("TRITON_CACHE_DIR")
-    os.environ["TRITON_CACHE_DIR"] = str(BUILD / "triton")
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["TRITON_CACHE_DIR"]
-        else:
-            os.environ["TRITON_CACHE_DIR"] = before
-
-
-@cache
-def module(ptx: str) -> Module:
-    return Module(ptx)
-
-
 @cache
 def kernel(ptx: str, name: str) -> Kernel:
-    return Kernel(module(ptx), name)
+    return Kernel(Module(ptx), name)
 
 
 def _launch(
@@ -167,8 +127,7 @@ def _launch(
                 f"{parameter.name} of {found.code.name} has {parameter.size} bytes, its argument {len(value)}"
             )
         parameters[parameter.offset : parameter.offset + len(value)] = value
-    warps = re.search(r'"ttg.total-num-warps" = (\d+)', compiled.asm["ttgir"])
-    threads = 32 * (int(warps[1]) if warps else compiled.metadata.num_warps)
+    threads = 32 * total_warps(compiled)
     options = {k: v for k, v in bound.items() if isinstance(v, int | float | str | bool | None)}
     shared = compiled.metadata.shared
     launch = found.launch(sizes, threads, bytes(parameters), tensors, shared=shared, schedule=schedule)

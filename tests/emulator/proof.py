@@ -9,17 +9,11 @@ import torch
 
 from emulator.device import Launches, emulated
 from tolerance import SCAN_FLOAT32
-from ttm.ttm_helpers import assert_alike, assert_each_within_budget, convert, leaves, with_gradients
+from ttm.ttm_helpers import assert_alike, assert_each_within_budget, convert, run
 
 TARGETS = ("sm_80", "sm_90")
 SCHEDULES: tuple[dict[str, Any], ...] = ({"seed": 0, "late": False}, {"seed": 3, "late": True})
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-
-
-def run(call: Callable[..., Any], args: Sequence[Any], dtype: torch.dtype, backend: str) -> list[torch.Tensor]:
-    """Results of `call(*args, backend)` in a dtype, and the gradients of all tensors in `args` that want one."""
-    given = [convert(a, dtype) for a in args]
-    return with_gradients(call(*given, backend), leaves(*given))
 
 
 def prove(

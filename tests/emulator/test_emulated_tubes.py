@@ -13,7 +13,12 @@ from emulator.tubes import emulated, find_nvcc
 from mirasol.kernels import Tube, extract_tubes
 from mirasol.kernels.tubes.geometry import TUBEVIT_TUBES
 
-pytestmark = pytest.mark.skipif(find_nvcc() is None, reason="no nvcc was found")
+
+@pytest.fixture(autouse=True)
+def _nvcc(skip_loudly: Callable[[str, str], None]) -> None:
+    if find_nvcc() is None:
+        skip_loudly("the CUDA kernels in the emulator", "no nvcc was found")
+
 
 EVEN = [Tube((2, 8, 8), (4, 8, 8)), Tube((1, 16, 16), (8, 16, 16)), Tube((4, 4, 4), (4, 8, 8), (2, 2, 2))]
 ODD = [Tube((3, 5, 7), (2, 4, 5), (1, 1, 2)), Tube((1, 3, 3), (1, 2, 2))]

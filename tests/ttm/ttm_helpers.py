@@ -92,6 +92,12 @@ def with_gradients(outs: Any, wanted: Sequence[torch.Tensor]) -> list[torch.Tens
     return [*outs, *torch.autograd.grad(outs, wanted, seeds)]
 
 
+def run(call: Callable[..., Any], args: Sequence[Any], dtype: torch.dtype, backend: str) -> list[torch.Tensor]:
+    """Results of `call(*args, backend)` in a dtype, and the gradients of all tensors in `args` that want one."""
+    given = [convert(a, dtype) for a in args]
+    return with_gradients(call(*given, backend), leaves(*given))
+
+
 def assert_alike(ours: Sequence[torch.Tensor], expected: Sequence[torch.Tensor], rtol: float | None = None) -> None:
     """Each result close at its own magnitude; what cancels (a bias that the softmax forgets) does so in both."""
     nothing = _nothing(ours, expected)
@@ -106,12 +112,8 @@ def assert_alike(ours: Sequence[torch.Tensor], expected: Sequence[torch.Tensor],
 def assert_within_plain(call: Callable[..., Any], args: Sequence[Any], dtype: torch.dtype, backend: str) -> None:
     """`call(*args, backend)` and all gradients in 16 bits stay within the budget of the reference in the same dtype."""
     low = [convert(a, dtype) for a in args]
-    exact = [convert(a, torch.float64) for a in low]
-    found = [
-        with_gradients(call(*given, used), leaves(*given))
-        for given, used in ((low, backend), (low, "reference"), (exact, "reference"))
-    ]
-    assert_each_within_budget(*found)
+    tried = ((dtype, backend), (dtype, "reference"), (torch.float64, "reference"))
+    assert_each_within_budget(*(run(call, low, *how) for how in tried))
 
 
 def assert_each_within_budget(

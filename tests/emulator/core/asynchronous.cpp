@@ -179,10 +179,8 @@ void acquire_map(Warp& w, const Instruction& i, u32 lanes) {
   each(lanes, [&](int lane) { w.block->fenced_maps.push_back(w.reg(i.operands[0])[lane]); });
 }
 
-}  // namespace
-
 // Late copies come when a warp asks for them a second time.
-static void land_late_copies(Warp& w, u32 mbarrier) {
+void land_late_copies(Warp& w, u32 mbarrier) {
   std::vector<BulkCopy>& bulk = w.block->bulk;
   for (size_t k = 0; k < bulk.size();) {
     const BulkCopy copy = bulk[k];
@@ -196,7 +194,7 @@ static void land_late_copies(Warp& w, u32 mbarrier) {
 }
 
 // Operands: result, address, parity. A phase that is complete hands on what was done before it.
-static bool wait_phase(Warp& w, const Instruction& i, u32 lanes) {
+bool wait_phase(Warp& w, const Instruction& i, u32 lanes) {
   bool all = true;
   u32 last = ~0u;
   each(lanes, [&](int lane) {
@@ -210,6 +208,8 @@ static bool wait_phase(Warp& w, const Instruction& i, u32 lanes) {
   });
   return all;
 }
+
+}  // namespace
 
 // Modifier: 0 an mbarrier's phase, 1 more registers, 2 fewer; immediate: registers a thread.
 bool try_wait(Warp& w, const Instruction& i, u32 lanes) {

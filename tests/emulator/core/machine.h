@@ -242,17 +242,12 @@ void add_memory(Operations&);
 void add_matrices(Operations&);
 void add_asynchronous(Operations&);
 
-// Memory, checked: null where an access would leave its tensor. `data` is written, or null for a read.
+// Memory, checked: null where an access would leave its tensor.
 u8* global_bytes(Warp&, const Instruction&, u64 address, u32 size, bool write, int lane, bool atomic = false);
 const u8* shared_read(Warp&, const Instruction&, u32 address, u32 size, int lane, bool async_proxy = false);
 void shared_write(Warp&, const Instruction&, u32 address, const u8* data, u32 size, int lane);
 void shared_bulk_write(Block&, const BulkCopy&, u32 address, const u8* data, u32 size, u32 time);
-void run_copy(Warp&, const CopyAsync&);
-void count_shared(Launch&, const u32* addresses, u32 lanes, u32 size, u64& wavefronts, u64& ideal);
 
-// Asynchronous operations.
-bool try_wait(Warp&, const Instruction&, u32 lanes);  // whether every lane's phase is complete
-void run_product(Warp&, const Wgmma&);
-void mark_product(Warp&, const Wgmma&, int change);  // its operands in shared memory are in use, or no longer
+bool try_wait(Warp&, const Instruction&, u32 lanes);  // whether every lane's phase is complete, or registers are there
 
 }  // namespace emulator

@@ -114,44 +114,7 @@ void shared_operands(const Warp& w, const Wgmma& p, F f) {  // f(address, mn, k,
   operand(p.b, 0, s.n, s.k, i.modifiers[4], s.size, [&](u32 at, int mn, int k) { f(at, mn, k, false); });
 }
 
-const s32* fragment_of_a(const Warp& w, const Instruction& i) {
-  return &w.block->launch->kernel->lists[i.list] + i.modifiers[0] / 2;
-}
-
-void wgmma(Warp& w, const Instruction& i, u32) {
-  const bool in_registers = i.modifiers[1];
-  Wgmma product{&i,
-                w.product_group,
-                in_registers ? 0 : w.reg(i.operands[0])[0],
-                w.reg(i.operands[1])[0],
-                w.reg(i.operands[2])[0] != 0,
-                {}};
-  for (int r = 0; r < 4 && in_registers; ++r) std::copy_n(w.reg(fragment_of_a(w, i)[r]), kLanes, product.fragment[r]);
-  mark_product(w, product, 1);
-  if (!w.block->launch->late) run_product(w, product);
-  w.products.push_back(product);
-}
-
-void check_fragment(Warp& w, const Wgmma& product) {
-  const s32* registers = fragment_of_a(w, *product.instruction);
-  for (int r = 0; r < 4; ++r)
-    for (int lane = 0; lane < kLanes; ++lane)
-      if (static_cast<u32>(w.reg(registers[r])[lane]) != product.fragment[r][lane])
-        return w.block->launch->error(product.instruction,
-                                      "race: registers of A are written while wgmma still reads them, warp %d", w.id);
-}
-
-void wait_products(Warp& w, const Instruction& i, u32) {  // modifier: groups that may stay under way
-  for (; !w.products.empty() && w.products.front().group < w.product_group - i.modifiers[0]; w.products.pop_front()) {
-    const Wgmma& product = w.products.front();
-    if (w.block->launch->late) run_product(w, product);
-    mark_product(w, product, -1);
-    if (product.instruction->modifiers[1]) check_fragment(w, product);
-  }
-}
-
-}  // namespace
-
+// Its operands in shared memory are in use, or no longer.
 void mark_product(Warp& w, const Wgmma& p, int change) {
   if (!w.block->launch->check) return;
   std::vector<u16>& busy = w.block->shadow.busy;
@@ -192,6 +155,44 @@ void run_product(Warp& w, const Wgmma& p) {
   ++w.block->launch->counters.wgmma_instructions;
   w.block->launch->counters.matrix_flops += u64{2} * 16 * s.n * s.k;
 }
+
+const s32* fragment_of_a(const Warp& w, const Instruction& i) {
+  return &w.block->launch->kernel->lists[i.list] + i.modifiers[0] / 2;
+}
+
+void wgmma(Warp& w, const Instruction& i, u32) {
+  const bool in_registers = i.modifiers[1];
+  Wgmma product{&i,
+                w.product_group,
+                in_registers ? 0 : w.reg(i.operands[0])[0],
+                w.reg(i.operands[1])[0],
+                w.reg(i.operands[2])[0] != 0,
+                {}};
+  for (int r = 0; r < 4 && in_registers; ++r) std::copy_n(w.reg(fragment_of_a(w, i)[r]), kLanes, product.fragment[r]);
+  mark_product(w, product, 1);
+  if (!w.block->launch->late) run_product(w, product);
+  w.products.push_back(product);
+}
+
+void check_fragment(Warp& w, const Wgmma& product) {
+  const s32* registers = fragment_of_a(w, *product.instruction);
+  for (int r = 0; r < 4; ++r)
+    for (int lane = 0; lane < kLanes; ++lane)
+      if (static_cast<u32>(w.reg(registers[r])[lane]) != product.fragment[r][lane])
+        return w.block->launch->error(product.instruction,
+                                      "race: registers of A are written while wgmma still reads them, warp %d", w.id);
+}
+
+void wait_products(Warp& w, const Instruction& i, u32) {  // modifier: groups that may stay under way
+  for (; !w.products.empty() && w.products.front().group < w.product_group - i.modifiers[0]; w.products.pop_front()) {
+    const Wgmma& product = w.products.front();
+    if (w.block->launch->late) run_product(w, product);
+    mark_product(w, product, -1);
+    if (product.instruction->modifiers[1]) check_fragment(w, product);
+  }
+}
+
+}  // namespace
 
 void add_matrices(Operations& table) {
   table["mma"] = mma, table["wgmma"] = wgmma, table["wgmma.wait"] = wait_products;

@@ -111,6 +111,26 @@ void count_global(const u64* addresses, u32 lanes, u32 size, u64& requests, u64&
   bytes += u64(__builtin_popcount(lanes)) * size;
 }
 
+// Wavefronts of a request: lanes are served 32, 16 or 8 at a time by their size, and each bank gives a word at a time.
+void count_shared(const u32* addresses, u32 lanes, u32 size, u64& wavefronts, u64& ideal) {
+  const int group = size <= 4 ? 32 : size == 8 ? 16 : 8;
+  for (int first = 0; first < kLanes; first += group) {
+    u32 words[32][8];
+    u32 held[32] = {}, most = 0;
+    for (int lane = first; lane < first + group; ++lane) {
+      if (!has(lanes, lane)) continue;
+      for (u32 word = addresses[lane] / 4; word <= (addresses[lane] + size - 1) / 4; ++word) {
+        const u32 bank = word % 32;
+        const u32* end = words[bank] + std::min<u32>(held[bank], 8);
+        if (std::find(words[bank], const_cast<u32*>(end), word) != end) continue;
+        if (held[bank] < 8) words[bank][held[bank]] = word;
+        most = std::max(most, ++held[bank]);
+      }
+    }
+    wavefronts += most, ideal += most > 0;
+  }
+}
+
 u8* local_at(Warp& w, const Instruction& i, u64 address, u32 size, int lane) {
   const u64 each_lane = w.local.size() / kLanes;
   if (address + size <= each_lane) return w.local.data() + lane * each_lane + address;
@@ -129,7 +149,7 @@ s32 space_of(const Warp& w, u64& address) {
   return kGlobal;
 }
 
-// ld and st. Operand: address; immediate: offset; modifiers: space, bytes of an element, elements, signed; list: values.
+// ld and st. Operand: address; immediate: offset; modifiers: space, bytes, elements, signed; list: values
 template <bool write>
 void access(Warp& w, const Instruction& i, u32 lanes) {
   Launch& launch = *w.block->launch;
@@ -177,7 +197,7 @@ void access(Warp& w, const Instruction& i, u32 lanes) {
   if (in_global && !write) count_global(global, in_global, size, n.load_requests, n.load_sectors, n.load_bytes);
   if (!in_shared) return;
   ++(write ? n.shared_store_requests : n.shared_load_requests);
-  count_shared(launch, shared, in_shared, size, write ? n.shared_store_wavefronts : n.shared_load_wavefronts,
+  count_shared(shared, in_shared, size, write ? n.shared_store_wavefronts : n.shared_load_wavefronts,
                write ? n.shared_store_ideal : n.shared_load_ideal);
 }
 
@@ -235,6 +255,17 @@ void atomic(Warp& w, const Instruction& i, u32 lanes) {
   });
 }
 
+void run_copy(Warp& w, const CopyAsync& copy) {
+  each(copy.lanes, [&](int lane) {
+    u8 data[16] = {};
+    if (copy.bytes[lane]) {
+      const u8* from = global_bytes(w, *copy.instruction, copy.from[lane], copy.bytes[lane], false, lane);
+      from ? std::memcpy(data, from, copy.bytes[lane]) : std::memset(data, 0xff, copy.bytes[lane]);
+    }
+    shared_write(w, *copy.instruction, copy.to[lane], data, copy.size, lane);
+  });
+}
+
 // cp.async. Operands: to, from, bytes taken (-1: all); immediate: offset to; modifiers: size, offset from.
 void copy_async(Warp& w, const Instruction& i, u32 lanes) {
   Launch& launch = *w.block->launch;
@@ -252,7 +283,7 @@ void copy_async(Warp& w, const Instruction& i, u32 lanes) {
     Counters& n = launch.counters;
     if (reading) count_global(copy.from, reading, copy.size, n.copy_requests, n.copy_sectors, n.copy_bytes);
     ++n.shared_store_requests;
-    count_shared(launch, copy.to, lanes, copy.size, n.shared_store_wavefronts, n.shared_store_ideal);
+    count_shared(copy.to, lanes, copy.size, n.shared_store_wavefronts, n.shared_store_ideal);
   }
   launch.late ? w.copies.push_back(copy) : run_copy(w, copy);
 }
@@ -293,7 +324,7 @@ void matrix_access(Warp& w, const Instruction& i, u32) {
       for (int lane = 0; lane < kLanes; ++lane) found[m][lane] = at(lane, 0) | u32{at(lane, 1)} << 16;
     Counters& n = launch.counters;
     if (launch.count)
-      count_shared(launch, rows, 0xff, 16, write ? n.shared_store_wavefronts : n.ldmatrix_wavefronts,
+      count_shared(rows, 0xff, 16, write ? n.shared_store_wavefronts : n.ldmatrix_wavefronts,
                    write ? n.shared_store_ideal : n.ldmatrix_ideal);
   }
   if (write) {
@@ -386,37 +417,6 @@ void shared_bulk_write(Block& block, const BulkCopy& copy, u32 address, const u8
     std::fill_n(&block.shadow.write[address], size, time << 8 | (kMostWarps + 1));
   }
   std::memcpy(&block.shared[address], data, size);
-}
-
-void run_copy(Warp& w, const CopyAsync& copy) {
-  each(copy.lanes, [&](int lane) {
-    u8 data[16] = {};
-    if (copy.bytes[lane]) {
-      const u8* from = global_bytes(w, *copy.instruction, copy.from[lane], copy.bytes[lane], false, lane);
-      from ? std::memcpy(data, from, copy.bytes[lane]) : std::memset(data, 0xff, copy.bytes[lane]);
-    }
-    shared_write(w, *copy.instruction, copy.to[lane], data, copy.size, lane);
-  });
-}
-
-// Wavefronts of a request: lanes are served 32, 16 or 8 at a time by their size, and each bank gives a word at a time.
-void count_shared(Launch&, const u32* addresses, u32 lanes, u32 size, u64& wavefronts, u64& ideal) {
-  const int group = size <= 4 ? 32 : size == 8 ? 16 : 8;
-  for (int first = 0; first < kLanes; first += group) {
-    u32 words[32][8];
-    u32 held[32] = {}, most = 0;
-    for (int lane = first; lane < first + group; ++lane) {
-      if (!has(lanes, lane)) continue;
-      for (u32 word = addresses[lane] / 4; word <= (addresses[lane] + size - 1) / 4; ++word) {
-        const u32 bank = word % 32;
-        const u32* end = words[bank] + std::min<u32>(held[bank], 8);
-        if (std::find(words[bank], const_cast<u32*>(end), word) != end) continue;
-        if (held[bank] < 8) words[bank][held[bank]] = word;
-        most = std::max(most, ++held[bank]);
-      }
-    }
-    wavefronts += most, ideal += most > 0;
-  }
 }
 
 void add_memory(Operations& table) {
