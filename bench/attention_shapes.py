@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cost import chunk_pairs
+from mirasol.cost import chunk_pairs
 
 WORK = {"fwd": 1.0, "bwd": 2.5, "fwd+bwd": 3.5, "step": 1.0}
 """Matrix products of a mode over those of the forward pass."""

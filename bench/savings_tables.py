@@ -91,7 +91,7 @@ def _work(rows: list[Row]) -> Table:
     columns = ["frames", *models, "b saves of a", "c of a", "c of b", "cost model"]
     notes = [
         f"(a) {EVERYTHING} in one Transformer; (b) {CHUNKED} Combiner, all earlier chunks; (c) {CHUNKED_TTM} Combiner",
-        "counted by torch.utils.flop_counter as the model runs, and by the analytic cost model (bench/cost.py)",
+        "counted by torch.utils.flop_counter as the model runs, and by the analytic cost model (mirasol/cost.py)",
     ]
     return Table(f"FLOPs of one forward pass of one clip: preset {_preset(rows, 'work ')}", columns, lines, notes=notes)
 

@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cost
 from console import Table
 from harness import Comparison, Variant, against, compare, compiled, three_modes
+from mirasol import cost
 from mirasol.kernels import combiner_project
 from mirasol.layers import Block, init_weights
 from report import comparison_table

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import cost
 import suite_attention
 from attention_shapes import Shape
 from counting import TEXT_TOKENS, count
 from harness import Comparison, Variant, against, compare
-from mirasol import Config, combiner, layers
+from mirasol import Config, combiner, cost, layers
 from rows import Case, Row, Settings
 from savings_tables import PRUNED, SUITE, UNPRUNED, headline, tables
 from sweep import MODELS, Sweep

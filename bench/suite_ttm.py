@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import cost
 import ttm_variants
 from console import Table
 from harness import Comparison, Variant, Verdict, against, compare, compiled, launches, three_modes
-from mirasol import Config, combiner
+from mirasol import Config, combiner, cost
 from mirasol.kernels import TokenLearnerParams, ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.layers import ViT, init_weights
 from report import comparison_table

@@ -12,10 +12,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-import cost
 from counting import TEXT_TOKENS
 from harness import ROUNDS, Comparison, Judge, Variant, Verdict, against, compare
-from mirasol import Config, Model, combiner, encoders, layers
+from mirasol import Config, Model, combiner, cost, layers
+from mirasol.encoders import video
 from rows import Row, Settings
 from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, SUITE
 
@@ -170,7 +170,7 @@ def _reference_operators() -> Iterator[None]:
         (layers, "chunked_attention"),
         (combiner, "combiner_project"),
         (combiner, "ttm_scan"),
-        (encoders, "extract_tubes"),
+        (video, "extract_tubes"),
     )
     with contextlib.ExitStack() as stack:
         for module, name in homes:

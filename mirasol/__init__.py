@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mirasol.config import Config as Config
+    from mirasol.encoders.mel import LogMel as LogMel
     from mirasol.losses import Losses as Losses
     from mirasol.media import Clip as Clip
     from mirasol.media import load as load
-    from mirasol.mel import LogMel as LogMel
     from mirasol.model import Model as Model
     from mirasol.model import Output as Output
     from mirasol.tokenizer import ByteTokenizer as ByteTokenizer
@@ -30,7 +30,7 @@ _HOMES = {
     "Losses": "losses",
     "Clip": "media",
     "load": "media",
-    "LogMel": "mel",
+    "LogMel": "encoders.mel",
     "Model": "model",
     "Output": "model",
     "ByteTokenizer": "tokenizer",

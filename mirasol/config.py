@@ -12,8 +12,8 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from mirasol.encoders.tubes import MergedTube
 from mirasol.kernels import Tube, check_tubes
-from mirasol.tubes import MergedTube
 
 CombinerKind = Literal["transformer", "ttm", "mean", "none"]
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from mirasol import checkpoint, generation
 from mirasol.audiovideo import AudioVideoTransformer, Reconstruction
+from mirasol.batch import Clips, check_text
 from mirasol.combiner import MeanCombiner, NoCombiner, TransformerCombiner, TTMCombiner
 from mirasol.config import Config
-from mirasol.encoders import MelEmbedding, TubeEmbedding
-from mirasol.inputs import Clips, check_text
+from mirasol.encoders.audio import MelEmbedding
+from mirasol.encoders.video import TubeEmbedding
 from mirasol.layers import ViT, init_weights, sequence_positions
 from mirasol.losses import Losses, latent_loss, reconstruction_loss, small_copy, small_copy_features, text_loss
 from mirasol.text import TextDecoder

@@ -10,11 +10,11 @@ from torch import nn
 
 import mirasol
 from mirasol.config import Config
-from mirasol.encoders import TubeEmbedding
-from mirasol.image_vit import load_image_vit
+from mirasol.encoders.image_vit import load_image_vit
+from mirasol.encoders.tubes import MergedTube, resize_kernel
+from mirasol.encoders.video import TubeEmbedding
 from mirasol.kernels import Tube
 from mirasol.layers import ViT, init_weights, sincos
-from mirasol.tubes import MergedTube, resize_kernel
 from tolerance import SAME_SUMS, assert_close
 
 HERE = torch.ones(1, dtype=torch.bool)

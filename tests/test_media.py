@@ -17,12 +17,12 @@ pytest.importorskip("av")
 import av
 
 from clips import TONES, frame_numbers, rotate_header, square_centres, tone, write_clip
+from mirasol.encoders.mel import LogMel
 from mirasol.media import clip as clip_module
 from mirasol.media import load
 from mirasol.media.frames import make_picture, quarter_turns, resized
 from mirasol.media.sound import SoundTrack
 from mirasol.media.source import open_source
-from mirasol.mel import LogMel
 
 RATE = 16000
 NATIVE = {"size": (48, 64), "fit": "squash"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mirasol.mel import LogMel, mel_filterbank
+from mirasol.encoders.mel import LogMel, mel_filterbank
 from tolerance import SAME_SUMS, assert_close
 
 GOLDENS = Path(__file__).with_name("goldens") / "mel_librosa.npz"

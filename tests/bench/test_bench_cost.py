@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import cost
 from counting import count
-from mirasol import Config
+from mirasol import Config, cost
 
 COMBINERS = ("transformer", "ttm", "mean", "none")
 CHANGES = [

@@ -1,4 +1,4 @@
-"""From pixels and sound to tokens, chunk by chunk."""
+"""From pixels to tokens, chunk by chunk."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mirasol.config import Config
+from mirasol.encoders import present_or_missing
+from mirasol.encoders.tubes import fitting, resize_kernel
 from mirasol.kernels import extract_tubes
 from mirasol.layers import sincos
-from mirasol.mel import LogMel
-from mirasol.tubes import fitting, resize_kernel
 
 
 class TubeEmbedding(nn.Module):
@@ -58,48 +58,10 @@ class TubeEmbedding(nn.Module):
         centres = torch.cat([self.tubes[i].centres(frames, height, width, tokens.device) for i in used])
         positions = sincos(centres, config.encoder_dim).to(tokens.dtype)
         tokens = tokens.unflatten(0, (video.shape[0], -1))
-        return _present_or_missing(tokens, present, self.missing) + positions
+        return present_or_missing(tokens, present, self.missing) + positions
 
     def _project(self, index: int, pixels: Tensor) -> Tensor:
         if self.config.tube_kernels == "separate":
             return self.projections[index](pixels)
         weight = rearrange(resize_kernel(self.kernel, self.tubes[index].fine.kernel), "d c t h w -> d (t h w c)")
         return nn.functional.linear(pixels, weight, self.biases[index])
-
-
-class MelEmbedding(nn.Module):
-    """Patches of every chunk's log-mel spectrogram, projected, with fixed positions in mel bins and frames.
-
-    The spectrogram is causal: no sample after a chunk's end reaches its frames.
-    """
-
-    def __init__(self, config: Config):
-        super().__init__()
-        self.config = config
-        self.mel = LogMel(config.sample_rate, config.n_fft, config.hop, config.n_mels)
-        self.projection = nn.Linear(config.mel_patch[0] * config.mel_patch[1], config.encoder_dim)
-        self.missing = nn.Parameter(torch.empty(config.encoder_dim))
-
-    def reset_parameters(self) -> None:
-        nn.init.normal_(self.missing, std=0.02)
-
-    def patches(self, audio: Tensor) -> Tensor:
-        """audio [B, T * S] float -> normalised spectrogram patches [B, T, n_a, bins * frames]."""
-        config = self.config
-        (bins, frames), (rows, columns) = config.mel_patch, config.mel_grid
-        spectrogram = (self.mel(audio.float()) - config.mel_mean) / config.mel_std
-        return rearrange(spectrogram, "b (r p) (t c f) -> b t (r c) (p f)", r=rows, p=bins, c=columns, f=frames)
-
-    def forward(self, patches: Tensor, present: Tensor) -> Tensor:
-        """patches [B, T, n_a, bins * frames], present [B] bool -> [B, T, n_a, encoder_dim]."""
-        tokens = self.projection(patches.to(self.projection.weight.dtype))
-        (bins, frames), (rows, columns) = self.config.mel_patch, self.config.mel_grid
-        centres = torch.cartesian_prod(
-            (torch.arange(rows, device=tokens.device) + 0.5) * bins,
-            (torch.arange(columns, device=tokens.device) + 0.5) * frames,
-        )
-        return _present_or_missing(tokens, present, self.missing) + sincos(centres, tokens.shape[-1]).to(tokens.dtype)
-
-
-def _present_or_missing(tokens: Tensor, present: Tensor, missing: Tensor) -> Tensor:
-    return torch.where(present[:, None, None, None], tokens, missing)

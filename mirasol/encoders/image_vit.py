@@ -9,10 +9,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mirasol.encoders import MelEmbedding, TubeEmbedding
+from mirasol.encoders.audio import MelEmbedding
+from mirasol.encoders.tubes import Triple, resize_kernel
+from mirasol.encoders.video import TubeEmbedding
 from mirasol.kernels.core.checks import expect
 from mirasol.layers import Block, ViT
-from mirasol.tubes import Triple, resize_kernel
 
 Inflation = Literal["central", "average"]
 
