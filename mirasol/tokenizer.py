@@ -75,6 +75,18 @@ def batch_encode(
     return TextBatch(torch.tensor([row + [padding] * (longest - len(row)) for row in rows], dtype=torch.int64), lengths)
 
 
+def encode_prompt(tokenizer: Tokenizer, question: str) -> list[int]:
+    """Ids of what stands before an answer: the start id (bos, else eos) and the question's line, where one is asked."""
+    name = "bos" if tokenizer.bos_token_id is not None else "eos"
+    asked = list(tokenizer.encode(question + "\n", add_special_tokens=False)) if question else []
+    return [_special_id(tokenizer, name), *asked]
+
+
+def encode_answer(tokenizer: Tokenizer, answer: str) -> list[int]:
+    """Ids of an answer and of its end, as they are learned and scored."""
+    return [*tokenizer.encode(answer, add_special_tokens=False), _special_id(tokenizer, "eos")]
+
+
 def expect_vocabulary(tokenizer: Tokenizer, vocab_size: int) -> None:
     """Raise ValueError where a model of `vocab_size` ids cannot embed every id of the tokenizer.
 
