@@ -25,6 +25,7 @@ def write_clip(
     width: int = 64,
     height: int = 48,
     codec: str = "mpeg4",
+    pix_fmt: str = "yuv420p",
     key_every: int = 12,
     b_frames: int = 0,
     stamps: Sequence[float] | None = None,
@@ -32,8 +33,10 @@ def write_clip(
     rate: int = 44100,
     audio_codec: str = "aac",
     sound_from: float = 0.0,
+    sound_seconds: float | None = None,
     silence: tuple[float, float] | None = None,
     cover: bool = False,
+    title: str | None = None,
     options: dict[str, str] | None = None,
 ) -> Path:
     """Write a file whose container the suffix names.
@@ -43,17 +46,21 @@ def write_clip(
         stamps: seconds at which the frames come on screen, for a variable rate; default i / fps.
         tones: Hz, equal parts of the duration one after the other; None leaves the audio out.
         sound_from: seconds at which the sound begins; what comes before has no samples.
+        sound_seconds: how long the sound is; default: as long as the video.
         silence: (from, to) in seconds: a hole in the sound's timestamps.
         cover: attach a picture, as music files do.
+        title: a tag of the file.
         options: of the container's muxer.
     """
     tick = Fraction(1, fps if stamps is None else 1000)
     stamps = [i / fps for i in range(round(seconds * fps))] if stamps is None else stamps
     with av.open(str(path), "w", options=options or {}) as container:
         video = audio = None
+        if title is not None:
+            container.metadata["title"] = title
         if width:
             video = container.add_stream(codec, rate=fps)
-            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            video.width, video.height, video.pix_fmt = width, height, pix_fmt
             video.bit_rate, video.gop_size = 2_000_000, key_every
             video.codec_context.time_base, video.max_b_frames = tick, b_frames
         if tones is not None:
@@ -63,7 +70,7 @@ def write_clip(
         if video is not None:
             _encode_video(container, video, stamps, seconds, tick)
         if audio is not None:
-            _encode_audio(container, audio, tones, seconds, rate, sound_from, silence)
+            _encode_audio(container, audio, tones, sound_seconds or seconds, rate, sound_from, silence)
     return path
 
 

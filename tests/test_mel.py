@@ -15,15 +15,6 @@ from tolerance import SAME_SUMS, assert_close
 GOLDENS = Path(__file__).with_name("goldens") / "mel_librosa.npz"
 SETTINGS = {
     "whisper_128": {"sample_rate": 16000, "n_fft": 400, "hop": 160, "n_mels": 128},
-    "htk_40": {
-        "sample_rate": 16000,
-        "n_fft": 512,
-        "hop": 160,
-        "n_mels": 40,
-        "scale": "htk",
-        "norm": None,
-        "f_min": 20.0,
-    },
     "epic_sounds": {"sample_rate": 24000, "n_fft": 2048, "hop": 120, "n_mels": 128},
 }
 UNEVEN = {"n_fft": 63, "hop": 20, "n_mels": 8}
@@ -41,14 +32,14 @@ def naive(mel: LogMel, samples: torch.Tensor) -> torch.Tensor:
     t = torch.arange(n, dtype=torch.float64)
     window = 0.5 - 0.5 * torch.cos(2 * math.pi * t / n)
     angles = 2 * math.pi * torch.arange(n // 2 + 1, dtype=torch.float64)[:, None] * t / n
-    bank = mel_filterbank(mel.sample_rate, n, mel.n_mels, scale=mel.scale, norm=mel.norm)
+    bank = mel_filterbank(mel.sample_rate, n, mel.n_mels)
     frames = []
     for end in range(mel.hop, len(samples) + 1, mel.hop):
         frame = torch.zeros(n, dtype=torch.float64)
         held = samples[max(end - n, 0) : end].double()
         frame[n - len(held) :] = held
         re, im = angles.cos() @ (window * frame), angles.sin() @ (window * frame)
-        frames.append((bank @ (re**2 + im**2) ** (mel.power / 2)).clamp_min(mel.floor).log())
+        frames.append((bank @ (re**2 + im**2)).clamp_min(1e-6).log())
     return torch.stack(frames, dim=-1)
 
 
@@ -60,29 +51,30 @@ def test_filterbank_is_librosas(golden, name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", SETTINGS)
-def test_centred_spectrogram_is_librosas(golden, name, dtype):
-    mel = LogMel(**SETTINGS[name], log="none", padding="center").to(dtype)
-    out = mel(golden["noise"].to(dtype))
+def test_spectrogram_is_librosas(golden, name, dtype):
+    """librosa centres frame t on sample t hop. Those that reach over neither end are causal frames of the noise, moved
+    until its hops fall on theirs."""
+    mel, noise = LogMel(**SETTINGS[name]).to(dtype), golden["noise"].to(dtype)
+    half, hop = mel.n_fft // 2, mel.hop
+    moved = torch.nn.functional.pad(noise, (-half % hop, half % hop))
+    out = mel(moved[: len(moved) // hop * hop])
     assert out.dtype == dtype
     assert out.is_contiguous()
-    assert_close(name, out, golden[f"{name}/spectrogram"], rtol=SAME_SUMS)
+    first, last = -(-half // hop), (len(noise) - half) // hop
+    later = (half + -half % hop) // hop - 1  # frame t of librosa's ends half a frame after sample t hop
+    expected = golden[f"{name}/spectrogram"][:, first : last + 1].to(dtype).clamp_min(1e-6).log()
+    assert last - first > 20
+    assert_close(name, out[:, first + later : last + later + 1], expected, rtol=SAME_SUMS)
 
 
-def test_logarithms_and_floor(golden):
-    noise = golden["noise"] * 1e-2
-    linear = LogMel(log="none")(noise)
-    assert (linear < 1e-6).any()
-    assert (linear > 1e-6).any()
-    assert_close("log", LogMel()(noise), linear.clamp_min(1e-6).log())
-    assert_close("log10", LogMel(log="log10", floor=1e-3)(noise), linear.clamp_min(1e-3).log10())
+def test_the_floor():
     silence = LogMel()(torch.zeros(320))
     assert_close("silence", silence, torch.full((128, 2), math.log(1e-6)))
 
 
-@pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("setting", [{}, UNEVEN, {"n_fft": 160, "hop": 160, "n_mels": 20}])
-def test_causal_is_the_naive_sum(setting, power):
-    mel = LogMel(**setting, power=power).double()
+def test_it_is_the_naive_sum(setting):
+    mel = LogMel(**setting).double()
     samples = torch.randn(5 * mel.hop, dtype=torch.float64)
     assert_close("mel", mel(samples), naive(mel, samples))
 
@@ -90,11 +82,9 @@ def test_causal_is_the_naive_sum(setting, power):
 def test_any_leading_dimensions():
     mel = LogMel(**UNEVEN)
     samples = torch.randn(2, 3, 100)
-    for padding in ("causal", "center"):
-        mel.padding = padding
-        out = mel(samples)
-        assert out.shape == (2, 3, 8, 5)  # centred: the right edge of an odd frame is short by a sample
-        assert_close("row", out[1, 2], mel(samples[1, 2]))
+    out = mel(samples)
+    assert out.shape == (2, 3, 8, 5)
+    assert_close("row", out[1, 2], mel(samples[1, 2]))
 
 
 def test_a_later_sample_never_changes_an_earlier_frame():
@@ -122,17 +112,16 @@ def test_piece_after_piece_is_the_whole_clip(setting, pieces):
 
 
 def test_a_tone_lights_its_filter():
-    mel = LogMel(log="none", norm=None)
+    mel = LogMel()
     for hz in (300.0, 1000.0, 5000.0):
         tone = torch.sin(2 * math.pi * hz * torch.arange(16000) / 16000)
-        loudest = mel(tone)[:, 50].argmax()
+        loudest = (mel(tone)[:, 50].exp() / mel.filterbank.amax(1)).argmax()
         centre = (mel.filterbank[loudest] * torch.arange(201) * 40).sum() / mel.filterbank[loudest].sum()
         assert abs(centre - hz) < max(40, 0.03 * hz)
 
 
-@pytest.mark.parametrize("setting", [{}, {"power": 1}, {"log": "none"}, {"padding": "center"}])
-def test_gradients(setting):
-    mel = LogMel(**UNEVEN, **setting).double()
+def test_gradients():
+    mel = LogMel(**UNEVEN).double()
     samples = torch.randn(2, 60, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(mel, samples)
     silent = torch.zeros(2, 60, dtype=torch.float64, requires_grad=True)
@@ -187,7 +176,7 @@ def test_compiles_whole():
 
 def test_unresolved_filters_are_told():
     with pytest.warns(UserWarning, match=r"mel filters hold no frequency of an FFT of 400 samples"):
-        LogMel(scale="htk")
+        LogMel(n_mels=256)
 
 
 @pytest.mark.parametrize(
@@ -196,14 +185,6 @@ def test_unresolved_filters_are_told():
         ({"sample_rate": 0}, "sample_rate must be at least 1, was 0"),
         ({"hop": 401}, "hop must be at most n_fft = 400"),
         ({"n_mels": 0}, "n_mels must be at least 1"),
-        ({"f_min": 9000.0}, "f_min must be at least 0 and below f_max"),
-        ({"f_max": 9000.0}, "f_max must be at most half the sample rate"),
-        ({"scale": "bark"}, "scale must be"),
-        ({"norm": "l2"}, "norm must be"),
-        ({"power": 3}, "power must be 1 or 2"),
-        ({"log": "ln"}, "log must be"),
-        ({"floor": 0.0}, "floor must be positive"),
-        ({"padding": "same"}, "padding must be"),
     ],
 )
 def test_bad_settings_are_refused(setting, message):
@@ -212,21 +193,19 @@ def test_bad_settings_are_refused(setting, message):
 
 
 def test_bad_input_is_refused():
-    mel, centred = LogMel(), LogMel(padding="center")
+    mel = LogMel()
     cases = [
-        (mel, (torch.zeros(161),), ValueError, "samples must hold a positive multiple of hop = 160, was"),
-        (mel, (torch.zeros(0),), ValueError, "samples must hold a positive multiple"),
-        (mel, (torch.zeros(()),), ValueError, r"samples must be \[\.\.\., samples\]"),
-        (mel, (torch.zeros(160, dtype=torch.int16),), TypeError, "samples must be floating point"),
-        (mel, ([0.0] * 160,), TypeError, "samples must be a torch.Tensor, was list"),
-        (mel, (torch.zeros(160, device="meta"),), ValueError, "samples must be on cpu"),
-        (mel, (torch.zeros(160), torch.zeros(239)), ValueError, r"past must be \[\.\.\., n_fft - hop\] = \[240\]"),
-        (mel, (torch.zeros(160), torch.zeros(240).double()), ValueError, "past must be torch.float32"),
-        (centred, (torch.zeros(200),), ValueError, "samples must hold more than n_fft // 2 = 200"),
-        (centred, (torch.zeros(480), torch.zeros(240)), ValueError, "past must be None unless"),
+        ((torch.zeros(161),), ValueError, "samples must hold a positive multiple of hop = 160, was"),
+        ((torch.zeros(0),), ValueError, "samples must hold a positive multiple"),
+        ((torch.zeros(()),), ValueError, r"samples must be \[\.\.\., samples\]"),
+        ((torch.zeros(160, dtype=torch.int16),), TypeError, "samples must be floating point"),
+        (([0.0] * 160,), TypeError, "samples must be a torch.Tensor, was list"),
+        ((torch.zeros(160, device="meta"),), ValueError, "samples must be on cpu"),
+        ((torch.zeros(160), torch.zeros(239)), ValueError, r"past must be \[\.\.\., n_fft - hop\] = \[240\]"),
+        ((torch.zeros(160), torch.zeros(240).double()), ValueError, "past must be torch.float32"),
     ]
-    for module, inputs, error, message in cases:
+    for inputs, error, message in cases:
         with pytest.raises(error, match=message):
-            module(*inputs)
+            mel(*inputs)
     with pytest.raises(TypeError, match="n_fft must be an int"):
         LogMel(n_fft=400.0)

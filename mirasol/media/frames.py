@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import struct
 from collections.abc import Callable
 from typing import Any
 
@@ -19,19 +19,35 @@ INSTANT = 1e-6
 class FrameSampler:
     """Takes, for each of some rising instants (seconds), the frame on screen then. Holds one decoded frame at a time.
 
-    pictures: what `convert` made of the frames taken; times: their timestamps; valid: whether the track shows anything
-    at the instant: not before its first frame nor after the end of its last one. One entry an instant.
+    Args:
+        pieces: the instants of each piece of time, in order of time.
+        pictures: where the frames go, [3, N, H, W] for N instants in all.
+        convert: a decoded frame as [3, H, W].
+
+    times: timestamps of the frames taken; valid: whether the track shows anything at the instant: not before its first
+    frame nor after the end of its last one. One entry an instant. shows: whether a frame was on screen at or after
+    `start` (seconds).
     """
 
-    def __init__(self, source: Source, instants: list[float], convert: Callable[[Any], torch.Tensor]) -> None:
-        self._source, self._instants, self._convert = source, instants, convert
-        self.begin(after_seek=False)
+    def __init__(
+        self,
+        source: Source,
+        start: float,
+        pieces: list[list[float]],
+        pictures: torch.Tensor,
+        convert: Callable[[Any], torch.Tensor],
+    ) -> None:
+        self._source, self._start, self._convert = source, start, convert
+        self._instants = [instant for piece in pieces for instant in piece]
+        self._borders = [0, *itertools.accumulate(map(len, pieces))]
+        self.pictures, self.shows = pictures, False
+        self.times, self.valid = [math.nan] * len(self._instants), [False] * len(self._instants)
+        self.begin(0, len(pieces), after_seek=False)
 
-    def begin(self, after_seek: bool) -> None:
-        """Start over. After a seek, frames before the first key frame may lack what they were predicted from."""
-        self.pictures: list[torch.Tensor] = []
-        self.times: list[float] = []
-        self.valid: list[bool] = []
+    def begin(self, first: int, last: int, after_seek: bool) -> None:
+        """Take the pieces first .. last next. After a seek, frames before the first key frame may lack what they were
+        predicted from."""
+        self._next, self._end = self._borders[first], self._borders[last]
         self.late = False
         self._await_key = self._after_seek = after_seek
         self._shown: Any = None
@@ -39,7 +55,7 @@ class FrameSampler:
 
     @property
     def done(self) -> bool:
-        return len(self.pictures) == len(self._instants)
+        return self._next == self._end
 
     def offer(self, frame: Any) -> None:
         """The next frame in order of time. Frames without a timestamp are passed over."""
@@ -48,86 +64,64 @@ class FrameSampler:
             return
         self._await_key = False
         if self._shown is None:
-            self.late = self._after_seek and time > self._instants[0] + INSTANT
+            self.late = self._after_seek and time > self._instants[self._next] + INSTANT
         else:
             self._take(before=time, end=time)
             self._gap = time - self._shown_from
         self._shown, self._shown_from = frame, time
 
-    def finish(self, required: bool) -> bool:
-        """The track has ended: its last frame serves the instants that are left. False where there was no frame.
-
-        Raises:
-            ValueError: no frame, where one is required.
-        """
+    def finish(self) -> bool:
+        """The track has ended: its last frame serves the instants that are left. False where there was no frame."""
         if self._shown is None:
-            if required:
-                raise ValueError(f"path must hold a video track that can be decoded, was {str(self._source.path)!r}")
             return False
         self._take(before=math.inf, end=self._shown_from + self._shown_for())
         self._shown = None
         return True
 
     def _take(self, before: float, end: float) -> None:
+        self.shows |= end > self._start or self._shown_from >= self._start
         picture = None
-        while not self.done and self._instants[len(self.pictures)] + INSTANT < before:
-            instant = self._instants[len(self.pictures)]
+        while not self.done and self._instants[self._next] + INSTANT < before:
+            instant = self._instants[self._next]
             picture = self._convert(self._shown) if picture is None else picture
-            self.pictures.append(picture)
-            self.times.append(self._shown_from)
-            self.valid.append(self._shown_from <= instant + INSTANT < end + INSTANT)
+            self.pictures[:, self._next] = picture
+            self.times[self._next] = self._shown_from
+            self.valid[self._next] = self._shown_from <= instant + INSTANT < end + INSTANT
+            self._next += 1
 
     def _shown_for(self) -> float:
         """Seconds for which the last frame stays: what it says, else as long as the one before it, else 1 / rate."""
-        told = getattr(self._shown, "duration", None)  # PyAV 12 does not tell
-        if told:
-            return float(told * self._shown.time_base)
+        if self._shown.duration:
+            return float(self._shown.duration * self._shown.time_base)
         if self._gap > 0:
             return self._gap
         rate = self._source.video.average_rate
         return 1 / float(rate) if rate else 0.0
 
 
-def make_picture(frame: Any, size: tuple[int, int], fit: str, fast_resize: bool) -> torch.Tensor:
-    """A decoded frame as uint8 RGB [3, H, W], rotated, resized and cropped as `load` describes."""
-    turns = quarter_turns(_display_matrix(frame))
-    upright = (frame.height, frame.width) if turns % 2 == 0 else (frame.width, frame.height)
-    height, width = resized(upright, size, fit)
-    if fast_resize:
-        stored = (height, width) if turns % 2 == 0 else (width, height)
-        frame = frame.reformat(height=stored[0], width=stored[1], format="rgb24", interpolation="BILINEAR")
-    pixels = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
-    picture = torch.rot90(pixels, turns, (1, 2))
-    if picture.shape[1:] != (height, width):
-        picture = F.interpolate(picture[None], (height, width), mode="bilinear", antialias=True)[0]
-    top, left = (height - size[0]) // 2, (width - size[1]) // 2
-    return picture[:, top : top + size[0], left : left + size[1]].contiguous()
+def make_picture(frame: Any, size: tuple[int, int], fit: str) -> torch.Tensor:
+    """A decoded frame as uint8 RGB [3, H, W], rotated, cropped and resized as `load` describes."""
+    stored = torch.from_numpy(frame.to_ndarray(format="rgb24")).permute(2, 0, 1)
+    picture = torch.rot90(stored, quarter_turns(frame.rotation), (1, 2))
+    if fit == "crop":
+        top, left, height, width = centre(picture.shape[1:], size)
+        picture = picture[:, top : top + height, left : left + width]
+    if picture.shape[1:] != size:
+        picture = F.interpolate(picture[None], size, mode="bilinear", antialias=True)[0]
+    return picture
 
 
-def resized(upright: tuple[int, int], size: tuple[int, int], fit: str) -> tuple[int, int]:
-    """(height, width) to resize to before the crop: `size` itself, or the smallest of the same shape that covers it."""
-    if fit == "squash":
-        return size
-    scale = max(size[0] / upright[0], size[1] / upright[1])
-    return max(size[0], round(upright[0] * scale)), max(size[1], round(upright[1] * scale))
+def centre(upright: tuple[int, ...], size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of the largest middle part that has the shape of `size`, to the nearest pixel."""
+    height = max(1, min(upright[0], round(upright[1] * size[0] / size[1])))
+    width = max(1, min(upright[1], round(upright[0] * size[1] / size[0])))
+    return (upright[0] - height) // 2, (upright[1] - width) // 2, height, width
 
 
-def quarter_turns(matrix: bytes | None) -> int:
-    """Counterclockwise quarter turns, 0 .. 3, that a display matrix asks for, to the nearest; mirroring is left out.
+def quarter_turns(degrees: int) -> int:
+    """Quarter turns, 0 .. 3, nearest to a rotation in degrees; FFmpeg's is out of range where a file's makes no sense.
 
-    Args:
-        matrix: nine int32 in the machine's order [a b u; c d v; x y w], as FFmpeg keeps the matrix of an MP4 track
-            header; None for no rotation.
+    The rotation is what a frame's side data is read for, and never the side data itself: PyAV ties it to its frame in
+    a circle, and the picture then stays in memory until the garbage collector comes by.
     """
-    if matrix is None:
-        return 0
-    a, b, _, c, d = struct.unpack_from("=5i", matrix)
-    scale_x, scale_y = math.hypot(a, c), math.hypot(b, d)
-    if scale_x == 0 or scale_y == 0:
-        return 0
-    return round(-math.atan2(b / scale_y, a / scale_x) / (math.pi / 2)) % 4
-
-
-def _display_matrix(frame: Any) -> bytes | None:
-    data = frame.side_data.get("DISPLAYMATRIX")
-    return None if data is None else bytes(data)
+    return round(degrees / 90) % 4 if abs(degrees) <= 180 else 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from .source import Source
+from .source import Source, TrackFailure
 
 JUMP = 0.005
 """Seconds by which timestamps may leave the count of samples (some containers round them to milliseconds) before they
@@ -16,45 +17,61 @@ are taken at their word and what follows is placed anew."""
 FULL_SCALE = 2.0**31
 
 RESAMPLER_MEMORY = 0.1
-"""Seconds after the span that are still fed to the resampler, so that it gives all of the span."""
+"""Seconds before and after the span that are fed to the resampler too, so that it gives all of the span."""
+
+RATES = (1000, 384_000)
+"""Hz that are resampled: below, a short file would be hours of sound; above, the filter alone would fill the memory."""
+
+BLOCK = 2**16
+"""Samples that are resampled at once."""
 
 
 class SoundTrack:
-    """Mono sound of the span of `length` samples at `sample_rate` from `start` (seconds).
+    """Mono sound from `start` (seconds) on, at `sample_rate`, written over `samples` and `valid`.
 
     samples: float32 [length], 0 where the file is silent or has no sound. valid: bool [length], true where it has.
     """
 
-    def __init__(self, source: Source, start: float, length: int, sample_rate: int) -> None:
+    def __init__(
+        self, source: Source, start: float, sample_rate: int, samples: torch.Tensor, valid: torch.Tensor
+    ) -> None:
         self._source, self._start, self._rate = source, start, sample_rate
-        self._end = start + length / sample_rate
-        self.samples = torch.zeros(length)
-        self.valid = torch.zeros(length, dtype=torch.bool)
-        self.begin()
+        self._end = start + len(samples) / sample_rate
+        self.samples, self.valid = samples, valid
+        self.begin(after_seek=False)
 
-    def begin(self) -> None:
+    def begin(self, after_seek: bool) -> None:
         """Start over; what is placed already may stay, for the same time gives the same sound."""
-        self.done = False
+        self.done = self.late = False
+        self._after_seek = after_seek
         self._resampler: Any = None
         self._kind: tuple[str, str, int] | None = None
-        self._anchor = self._fed = 0.0
+        self._next = 0.0
         self._position = 0
 
     def offer(self, frame: Any) -> None:
-        """The next frame of samples in order of time."""
-        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
-        expected = self._anchor + self._fed
+        """The next frame of samples in order of time. Without a timestamp it follows the one before.
+
+        Raises:
+            TrackFailure: a sample rate outside `RATES`.
+        """
+        if not RATES[0] <= frame.sample_rate <= RATES[1]:
+            raise TrackFailure("audio", f"{frame.sample_rate} Hz are not resampled, {RATES[0]} .. {RATES[1]} Hz are")
         time = self._source.time_of(frame)
         if time is None:
-            time = expected if self._kind is not None else 0.0
-        if time >= self._end + RESAMPLER_MEMORY:
-            self.done = True
-            return
-        if kind != self._kind or abs(time - expected) > JUMP:
+            self.late = self._after_seek and self._kind is None
+            time = self._next
+        kind = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if kind != self._kind or abs(time - self._next) > JUMP:
             self.finish()
-            self._restart(kind, time)
-        self._fed += frame.samples / frame.sample_rate
-        self._place(self._resampler.resample(frame))
+            self._kind, self._next = kind, time
+        for block in _blocks(frame):
+            begin, self._next = self._next, self._next + block.samples / frame.sample_rate
+            if begin >= self._end + RESAMPLER_MEMORY:
+                self.done = True
+                return
+            if self._next > self._start - RESAMPLER_MEMORY:
+                self._feed(block, begin)
 
     def finish(self) -> None:
         """No frame follows the ones given: place what the resampler still holds."""
@@ -62,13 +79,14 @@ class SoundTrack:
             self._place(self._resampler.resample(None))
             self._resampler = None
 
-    def _restart(self, kind: tuple[str, str, int], time: float) -> None:
+    def _feed(self, block: Any, begin: float) -> None:
         from av.audio.resampler import AudioResampler
 
-        # Into whole numbers FFmpeg mixes with weights that sum to 1; into floating point it would exceed full scale.
-        self._resampler = AudioResampler(format="s32", layout="mono", rate=self._rate)
-        self._kind, self._anchor, self._fed = kind, time, 0.0
-        self._position = math.floor((time - self._start) * self._rate + 0.5)
+        if self._resampler is None:
+            # Into whole numbers FFmpeg mixes with weights that sum to 1; into floating point it would exceed 1.
+            self._resampler = AudioResampler(format="s32", layout="mono", rate=self._rate)
+            self._position = math.floor((begin - self._start) * self._rate + 0.5)
+        self._place(self._resampler.resample(block))
 
     def _place(self, frames: list[Any]) -> None:
         for frame in frames:
@@ -80,3 +98,17 @@ class SoundTrack:
                 self.samples[first:last] = piece[first - self._position : last - self._position]
                 self.valid[first:last] = True
             self._position += len(piece)
+
+
+def _blocks(frame: Any) -> Iterator[Any]:
+    """A frame in parts of at most `BLOCK` samples."""
+    if frame.samples <= BLOCK:
+        yield frame
+        return
+    samples = frame.to_ndarray()  # [channels, samples], or [1, samples * channels] where they are interleaved
+    step = BLOCK * samples.shape[1] // frame.samples
+    for first in range(0, samples.shape[1], step):
+        part = samples[:, first : first + step].copy()
+        block = type(frame).from_ndarray(part, format=frame.format.name, layout=frame.layout.name)
+        block.sample_rate, block.time_base = frame.sample_rate, frame.time_base
+        yield block
