@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from mirasol.model import Model as Model
     from mirasol.model import Output as Output
     from mirasol.tokenizer import ByteTokenizer as ByteTokenizer
-    from mirasol.tokenizer import batch_encode as batch_encode
     from mirasol.tokenizer import load_tokenizer as load_tokenizer
 
 __version__ = "0.1.0"
@@ -34,7 +33,6 @@ _HOMES = {
     "Model": "model",
     "Output": "model",
     "ByteTokenizer": "tokenizer",
-    "batch_encode": "tokenizer",
     "load_tokenizer": "tokenizer",
 }
 __all__ = [*_HOMES, "__version__"]

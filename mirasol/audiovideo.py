@@ -7,7 +7,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mirasol.config import Config
-from mirasol.layers import Block, ViT, sequence_positions
+from mirasol.layers import SINCOS_STD, Block, ViT, sequence_positions, time_positions
 
 
 class AudioVideoTransformer(nn.Module):
@@ -15,6 +15,9 @@ class AudioVideoTransformer(nn.Module):
 
     h[t] sees chunks 0..t and predicts chunk t + 1. In training a random share of the combined tokens is replaced by
     a learned token.
+
+    Learned tokens are as large as what they stand beside: those that take a token's place of unit deviation, those that
+    are added as a position like a sin-cos one.
     """
 
     def __init__(self, config: Config):
@@ -30,18 +33,27 @@ class AudioVideoTransformer(nn.Module):
         self.predict = nn.Linear(dim, dim)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.slots, std=0.02)
-        nn.init.normal_(self.mask, std=0.02)
+        nn.init.normal_(self.slots, std=SINCOS_STD)
+        nn.init.normal_(self.mask)
 
-    def forward(self, combined: Tensor) -> Tensor:
+    def forward(self, combined: Tensor, times: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """
+        Args:
+            combined: [B, T, m, av_dim].
+            times: [B, T], when each chunk begins, in seconds.
+            lengths: [B], chunks of each clip; None: T. What is given for chunks behind these means nothing.
+        """
         chunks, m, dim = combined.shape[1:]
         ratio = self.mask_ratio if self.training else 0.0
         masked = torch.rand(combined.shape[:3], device=combined.device) < ratio
         x = torch.where(masked[..., None], self.mask, combined)
-        x = x + self.slots + sequence_positions(0, chunks, dim, combined)[:, None]
+        x = x + self.slots + time_positions(times, dim, combined)
         x = x.flatten(1, 2)
         for block in self.blocks:
-            x = block(x, m, self.window) if self.causal else block(x, chunks * m)
+            if self.causal:
+                x = block(x, m, self.window)
+            else:
+                x = block(x, chunks * m, k_lengths=lengths * m if lengths is not None else None)
         return rearrange(self.norm(x), "b (t m) d -> b t m d", t=chunks)
 
 
@@ -65,7 +77,7 @@ class Reconstruction(nn.Module):
         self.leave = nn.Linear(dim, features)
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.query, std=0.02)
+        nn.init.normal_(self.query)
 
     def forward(self, h: Tensor, p: int) -> Tensor:
         batch = h.shape[0]

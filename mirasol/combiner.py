@@ -5,13 +5,15 @@ All map [B, T, n, combiner_dim] to [B, T, m, av_dim].
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mirasol.config import Config
 from mirasol.kernels import combiner_project, group_tokens, ttm_scan, ungroup_tokens
-from mirasol.layers import Block
+from mirasol.layers import MLP, Attention, Block
 from mirasol.ttm import PROCESSES, SUMMARIES, EraseAdd, Summary
 
 
@@ -54,15 +56,16 @@ class TransformerCombiner(nn.Module):
 class TTMCombiner(nn.Module):
     """Token Turing Machine: a memory of s tokens is read, processed and written once a chunk.
 
-    With groups, each share of a chunk's tokens has a memory of its own; the weights are the same for all.
+    With G groups, each share of a chunk's tokens has its own s / G memory tokens and gives r / G; the weights are the
+    same for all. The cost per chunk does not depend on T.
 
-    The cost per chunk does not depend on T. Source: arXiv 2211.09119; exact formulas in `mirasol.kernels.ttm_scan`.
+    Source: arXiv 2211.09119; groups, arXiv 2410.16267; exact formulas in `mirasol.kernels.ttm_scan`.
     """
 
     def __init__(self, config: Config):
         super().__init__()
-        dim, s, r, self.groups = config.combiner_dim, config.ttm_memory, config.ttm_read, config.ttm_groups
-        n = config.tokens_per_chunk // self.groups
+        dim, self.groups = config.combiner_dim, config.ttm_groups
+        n, s, r = (count // self.groups for count in (config.tokens_per_chunk, config.ttm_memory, config.ttm_read))
         self.initial = config.ttm_initial_memory
         if self.initial == "learned":
             self.memory = nn.Parameter(torch.empty(self.groups, s, dim))
@@ -89,6 +92,69 @@ class TTMCombiner(nn.Module):
         return self.project(ungroup_tokens(outputs, self.groups))
 
 
+class AttentionCombiner(nn.Module):
+    """Space-time attentional pooling: m learned queries a chunk attend once to the tokens of this and earlier chunks.
+
+    Source: the baseline of arXiv 2410.16267, made causal.
+    """
+
+    def __init__(self, config: Config):
+        super().__init__()
+        dim, self.m, self.window = config.combiner_dim, config.combined_tokens, config.combiner_window
+        self.queries = nn.Parameter(torch.empty(self.m, dim))
+        self.norm = nn.LayerNorm(dim, config.norm_eps)
+        self.attention = Attention(dim, config.combiner_heads)
+        self.project = Projection(dim, config.av_dim, self.m, config.norm_eps)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.queries)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, chunks, n = x.shape[:3]
+        queries = self.queries.to(x.dtype).expand(batch, chunks, -1, -1).flatten(1, 2)
+        keys_values = self.attention.keys_values(self.norm(x.flatten(1, 2)))
+        pooled = self.attention(queries, keys_values, q_chunk=self.m, k_chunk=n, window=self.window)
+        return self.project(pooled.unflatten(1, (chunks, self.m)))
+
+
+class ResamplerLayer(nn.Module):
+    """Latents attend to a chunk's tokens and to themselves, then an MLP; [N, m, dim], [N, n, dim] -> [N, m, dim]."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        dim, eps = config.combiner_dim, config.norm_eps
+        self.norm_tokens, self.norm_latents, self.norm_mlp = (nn.LayerNorm(dim, eps) for _ in range(3))
+        self.attention = Attention(dim, config.combiner_heads)
+        self.mlp = MLP(dim, config.mlp_ratio * dim)
+
+    def forward(self, latents: Tensor, tokens: Tensor) -> Tensor:
+        y = self.norm_latents(latents)
+        source = torch.cat([self.norm_tokens(tokens), y], dim=1)
+        keys_values = self.attention.keys_values(source)
+        latents = latents + self.attention(y, keys_values, q_chunk=y.shape[1], k_chunk=source.shape[1])
+        return latents + self.mlp(self.norm_mlp(latents))
+
+
+class PerceiverCombiner(nn.Module):
+    """Perceiver resampler over each chunk alone, `combiner_layers` deep. Source: Flamingo (arXiv 2204.14198), 3.1."""
+
+    def __init__(self, config: Config):
+        super().__init__()
+        self.latents = nn.Parameter(torch.empty(config.combined_tokens, config.combiner_dim))
+        self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.combiner_layers))
+        self.project = Projection(config.combiner_dim, config.av_dim, config.combined_tokens, config.norm_eps)
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.latents)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens = x.shape[0], x.flatten(0, 1)
+        latents = self.latents.to(x.dtype).expand(tokens.shape[0], -1, -1)
+        for layer in self.layers:
+            latents = layer(latents, tokens)
+        return self.project(latents.unflatten(0, (batch, -1)))
+
+
 class MeanCombiner(nn.Module):
     """Baseline without parameters of its own: the n tokens in m neighbouring groups, each group's mean, projected."""
 
@@ -112,3 +178,13 @@ class NoCombiner(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.project(x)
+
+
+COMBINERS: dict[str, Callable[[Config], nn.Module]] = {
+    "transformer": TransformerCombiner,
+    "ttm": TTMCombiner,
+    "attention": AttentionCombiner,
+    "perceiver": PerceiverCombiner,
+    "mean": MeanCombiner,
+    "none": NoCombiner,
+}

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mirasol.encoders.tubes import MergedTube
 from mirasol.kernels import Tube, check_tubes
 
-CombinerKind = Literal["transformer", "ttm", "mean", "none"]
+CombinerKind = Literal["transformer", "ttm", "attention", "perceiver", "mean", "none"]
 
 SHORT_TUBES = (
     Tube((8, 8, 8), (16, 32, 32)),
@@ -25,12 +26,12 @@ SHORT_TUBES = (
 """TubeViT's tubes but for the 16-frame one, which an 8-frame chunk cannot hold: 294 tokens at 8 x 224 x 224."""
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Config:
     """Sizes and choices of `mirasol.Model`.
 
     The number of chunks T is not among them: it is the clip's length over `frames_per_chunk`, and no parameter
-    depends on it.
+    depends on it. Fields are set once; other names may be assigned, as trainers do that keep notes of their own here.
 
     Raises:
         TypeError, ValueError: a value that cannot work, by name, with what it must be.
@@ -69,8 +70,11 @@ class Config:
     combiner_window: int | None = (
         None  # chunks seen, own included: 1 is this chunk only, None all (paper: contradictory)
     )
-    ttm_memory: int = 96  # s
-    ttm_read: int = 32  # r; the last m of these are passed on
+    ttm_memory: int = 96  # s, of all groups together
+    ttm_read: int = 32  # r, of all groups together; the last m of these are passed on
+    ttm_groups: int = 2  # memories, each for its own share of a chunk's tokens (arXiv 2410.16267)
+    ttm_time_stamps: bool = True  # when a chunk begins, in seconds, added to its tokens (arXiv 2410.16267)
+    ttm_official: bool = False  # as arXiv 2211.09119 has it: one memory, from zeros, without time stamps
     ttm_hidden: int = 64  # known (TTM)
     ttm_summary: Literal["token_learner", "latent_query", "mean"] = "token_learner"
     ttm_write: Literal["summary", "erase_add"] = "summary"
@@ -79,7 +83,6 @@ class Config:
     ttm_mixer_hidden: int = 128  # known (TTM): inner width of the mixer's token MLP
     ttm_slots: int = 8  # known (TTM): slots of the erase-add write
     ttm_positions: bool = True
-    ttm_groups: int = 1  # memories, each for its own share of a chunk's tokens (arXiv 2410.16267)
     ttm_initial_memory: Literal["learned", "normal", "zeros"] = "learned"
 
     # Audio-video Transformer over T x m tokens
@@ -107,6 +110,7 @@ class Config:
     text_layers: int = 12
     text_heads: int = 12
     cross_every: int = 1  # a cross-attention in every layer
+    rotary_base: float = 10000.0  # of the text's positions (arXiv 2104.09864)
 
     # Weights of the losses: equal in pre-training, text x 10 in fine-tuning (reported)
     latent_weight: float = 1.0
@@ -117,19 +121,45 @@ class Config:
     mlp_ratio: int = 4
     norm_eps: float = 1e-6
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__ and name in self.__dataclass_fields__:
+            raise dataclasses.FrozenInstanceError(f"cannot assign to field {name!r}: make a configuration of its own")
+        object.__setattr__(self, name, value)
+
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = _as_tuples(getattr(self, field.name))
             _check_kind(field.name, field.default, value)
             object.__setattr__(self, field.name, value)
-            if isinstance(value, int) and not isinstance(value, bool) and not field.name.endswith("_id"):
-                _require(value >= 1, field.name, "be at least 1", value)
+            if isinstance(field.default, int | None) and not isinstance(value, bool | None):
+                smallest = 0 if field.name.endswith("_id") else 1
+                _require(value >= smallest, field.name, f"be at least {smallest}", value)
+            if isinstance(field.default, float) or field.name.startswith("pixel_"):
+                values = value if isinstance(value, tuple) else (value,)
+                _require(all(_is_finite(number) for number in values), field.name, "be finite", value)
             choices = _CHOICES.get(field.name)
             if choices:
                 _require(value in choices, field.name, f"be one of {', '.join(choices)}", value)
+        if self.ttm_official:
+            official = {"ttm_groups": 1, "ttm_time_stamps": False, "ttm_initial_memory": "zeros"}
+            for name, value in official.items():
+                object.__setattr__(self, name, value)
+        for name in ("latent_weight", "video_weight", "audio_weight", "text_weight"):
+            _require(getattr(self, name) >= 0, name, "be at least 0", getattr(self, name))
+        for name in ("mel_std", "norm_eps", "rotary_base"):
+            _require(getattr(self, name) > 0, name, "be above 0", getattr(self, name))
+        for name in ("pixel_mean", "pixel_std"):
+            _require(len(getattr(self, name)) == 3, name, "hold a number for each of 3 colours", getattr(self, name))
+        _require(min(self.pixel_std) > 0, "pixel_std", "be above 0", self.pixel_std)
         for part in ("encoder", "combiner", "av", "reconstruction", "text"):
             dim, heads = getattr(self, f"{part}_dim"), getattr(self, f"{part}_heads")
             _require(dim % heads == 0, f"{part}_dim", f"be a multiple of {part}_heads = {heads}", dim)
+        _require(
+            self.text_dim // self.text_heads % 2 == 0,
+            "text_dim",
+            f"give each of text_heads = {self.text_heads} an even width",
+            self.text_dim,
+        )
         self._check_tubes()
         bins, frames = self.mel_patch
         _require(self.n_fft >= self.hop, "n_fft", f"be at least hop = {self.hop}", self.n_fft)
@@ -141,12 +171,13 @@ class Config:
             self.samples_per_chunk,
         )
         if self.combiner == "ttm":
-            limit, what = self.ttm_groups * self.ttm_read, "ttm_groups x ttm_read"
-            n, name = self.tokens_per_chunk, "ttm_groups"
-            _require(n % self.ttm_groups == 0, name, f"divide the {n} tokens of a chunk", self.ttm_groups)
+            limit, what = self.ttm_read, "ttm_read"
+            shared = {"the tokens of a chunk": self.tokens_per_chunk, "ttm_memory": self.ttm_memory, what: limit}
+            for name, count in shared.items():
+                _require(count % self.ttm_groups == 0, "ttm_groups", f"divide {name} = {count}", self.ttm_groups)
         else:
             limit, what = self.tokens_per_chunk, "the tokens of a chunk"
-        if self.combiner != "none":
+        if self.combiner in ("ttm", "transformer", "mean"):
             name = "combined_tokens"
             _require(self.combined_tokens <= limit, name, f"be at most {what} = {limit}", self.combined_tokens)
         _require(0 <= self.mask_ratio < 1, "mask_ratio", "be in [0, 1)", self.mask_ratio)
@@ -172,6 +203,11 @@ class Config:
             _require(self.encoder_dim % tube.parts == 0, "encoder_dim", f"divide by {tube.merge}", self.encoder_dim)
         plain = self.tube_kernels == "separate" or not self.tube_merge
         _require(plain, "tube_merge", "be empty with tube_kernels = 'interpolated'", self.tube_merge)
+
+    @property
+    def seconds_per_chunk(self) -> float:
+        """How long a chunk lasts."""
+        return self.samples_per_chunk / self.sample_rate
 
     @property
     def merged_tubes(self) -> tuple[MergedTube, ...]:
@@ -239,7 +275,7 @@ class Config:
 
 
 _CHOICES = {
-    "combiner": ("transformer", "ttm", "mean", "none"),
+    "combiner": get_args(CombinerKind),
     "ttm_summary": ("token_learner", "latent_query", "mean"),
     "ttm_write": ("summary", "erase_add"),
     "ttm_process": ("transformer", "mixer", "mlp"),
@@ -282,6 +318,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 def _require(condition: bool, name: str, must: str, was: Any) -> None:
     if not condition:
         raise ValueError(f"{name} must {must}, was {was!r}")
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _check_kind(name: str, default: Any, value: Any) -> None:

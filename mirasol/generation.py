@@ -1,20 +1,43 @@
-"""Text out of the decoder: greedy, sampled or by beam search, always with a key-value cache."""
+"""Text out of the decoder: greedy, sampled or by beam search, always with a key-value cache; and answers, scored."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import torch
+from torch import Tensor, nn
+
+from mirasol.batch import check_clip_of_text, check_text, check_values, expect_device, may_look_at
+from mirasol.causal_lm import CausalLMDecoder
+from mirasol.config import Config
 from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor
 from mirasol.text import TextDecoder
+
+LOOK_EVERY = 8
+"""Steps between two looks at whether all rows have ended, on a device that one has to wait for."""
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, the mode it had after."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 @torch.no_grad()
 def generate(
-    decoder: TextDecoder,
+    decoder: TextDecoder | CausalLMDecoder,
+    config: Config,
     latents: Tensor,
     prompt: Tensor | None = None,
     *,
+    lengths: Tensor | None = None,
+    clip_of_text: Tensor | None = None,
     prompt_lengths: Tensor | None = None,
     max_new_tokens: int = 32,
     do_sample: bool = False,
@@ -31,27 +54,26 @@ def generate(
 
     Args:
         latents: [B, N, av_dim].
-        prompt: [B, L] int64, right-padded where `prompt_lengths` says so; default: one bos token.
-        prompt_lengths: [B] int64, tokens of each prompt; default: all L.
+        prompt: [Q, L] int64, right-padded where `prompt_lengths` says so; default: one bos token a clip.
+        lengths: [B], how many of the N latents of each clip count; None: all.
+        clip_of_text: [Q], the clip that each prompt is about; None: prompt q is about clip q.
+        prompt_lengths: [Q] int64, tokens of each prompt; default: all L.
         max_new_tokens: tokens after the longest prompt; a shorter prompt's row gains the difference.
         do_sample: draw from the distribution after `temperature`, `top_k` and `top_p`; otherwise take the likeliest.
         num_beams: width of the beam search; 1 is none. Not together with `do_sample`.
         length_penalty: a beam's score is its log-probability over (new tokens) ** length_penalty.
-        num_return_sequences: rows per clip: samples, or the best beams (then at most `num_beams`).
+        num_return_sequences: rows per prompt: samples, or the best beams (then at most `num_beams`).
         eos_token_id: ends a row; default: that of the configuration.
         generator: random numbers of the draws.
     Returns:
-        [B * num_return_sequences, L + max_new_tokens or less] int64, `pad_id` after a row's end.
+        [Q * num_return_sequences, L + max_new_tokens or less] int64, `pad_id` after a row's end.
     Raises:
         TypeError, ValueError: an argument of a wrong kind or shape, an option out of range, by name.
     """
-    config = decoder.config
-    expect_tensor("latents", latents, "B N av_dim")
-    expect_shape("latents", latents, (*latents.shape[:2], config.av_dim), "[B, N, av_dim]")
-    batch = latents.shape[0]
     if prompt is None:
-        prompt = torch.full((batch, 1), config.bos_id, dtype=torch.int64, device=latents.device)
-    lengths = _check(prompt, prompt_lengths, batch)
+        texts = latents.shape[0] if clip_of_text is None else clip_of_text.shape[0]
+        prompt = torch.full((texts, 1), config.bos_id, dtype=torch.int64, device=latents.device)
+    ends = _check(prompt, prompt_lengths, latents, clip_of_text, config)
     expect_int("max_new_tokens", max_new_tokens)
     expect_int("num_beams", num_beams)
     expect_int("num_return_sequences", num_return_sequences)
@@ -70,12 +92,12 @@ def generate(
         )
 
     copies = num_beams if num_beams > 1 else num_return_sequences
+    texts = prompt.shape[0]
     rows = prompt.repeat_interleave(copies, 0)
-    lengths = lengths.repeat_interleave(copies, 0)
     longest = prompt.shape[1] + max_new_tokens
-    cache = decoder.new_cache(latents, longest, copies)
+    cache = decoder.new_cache(latents, longest, copies, lengths=lengths, clip_of_text=clip_of_text)
     if num_beams > 1:
-        choose: _Choice = _Beams(batch, num_beams, length_penalty, num_return_sequences)
+        choose: _Choice = _Beams(texts, num_beams, length_penalty, num_return_sequences)
     else:
         choose = _Draw(do_sample, temperature, top_k, top_p, generator)
 
@@ -83,10 +105,12 @@ def generate(
     text[:, : rows.shape[1]] = rows
     end = config.eos_id if eos_token_id is None else eos_token_id
     finished = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
-    position = int(lengths.min())
+    position = prompt.shape[1] if ends is None else int(ends.min())
+    ends = torch.full((texts,), position, device=rows.device) if ends is None else ends
+    ends = ends.repeat_interleave(copies, 0)
     logits = decoder(text[:, :position], None, cache)[:, -1]
     while True:
-        forced = position < lengths
+        forced = position < ends
         parents, tokens = choose(logits.float().log_softmax(-1), finished, forced, config.pad_id)
         if parents is not None:
             cache.reorder(parents)
@@ -95,10 +119,71 @@ def generate(
         text[:, position] = tokens
         finished = finished | (~forced & (tokens == end))
         position += 1
-        if position == longest or bool(finished.all()):
+        look = may_look_at(finished) or position % LOOK_EVERY == 0
+        if position == longest or (look and bool(finished.all())):
             break
         logits = decoder(tokens[:, None], None, cache)[:, -1]
-    return choose.best(text[:, :position], lengths)
+    return _cut(choose.best(text[:, :position], ends), prompt.shape[1], end)
+
+
+@torch.no_grad()
+def score(
+    decoder: TextDecoder | CausalLMDecoder,
+    config: Config,
+    latents: Tensor,
+    prompts: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[Sequence[int]]],
+    *,
+    lengths: Tensor | None = None,
+    clip_of_text: Tensor | None = None,
+) -> Tensor:
+    """[Q, C] float32: summed log-probability of each answer after its prompt; `mirasol.Model.score` says more.
+
+    Prompt and answer are run as one text, so every choice of a prompt pays for the prompt again.
+    """
+    expect(len(prompts) == len(answers), "answers", f"hold choices for each of {len(prompts)} prompts", len(answers))
+    expect(len(prompts) > 0, "prompts", "hold at least one prompt", prompts)
+    for name, lists in (("prompts", prompts), ("answers", answers)):
+        for i, ids in enumerate(lists):
+            expect(len(ids) > 0, f"{name}[{i}]", "not be empty", ids)
+    pairs = [(q, c) for q, choices in enumerate(answers) for c in range(len(choices))]
+    for q, c in pairs:
+        expect(len(answers[q][c]) > 0, f"answers[{q}][{c}]", "hold at least one token", answers[q][c])
+    texts = [[*prompts[q], *answers[q][c]] for q, c in pairs]
+    longest = max(map(len, texts))
+    device = latents.device
+    text = torch.tensor([row + [config.pad_id] * (longest - len(row)) for row in texts])
+    labels = torch.full_like(text, -100)
+    for row, (q, c) in enumerate(pairs):
+        first = len(prompts[q])
+        labels[row, first : first + len(answers[q][c])] = torch.tensor(list(answers[q][c]))
+    clip = torch.tensor([q for q, _ in pairs])
+    if clip_of_text is None:
+        expect(
+            len(prompts) == latents.shape[0], "prompts", f"hold {latents.shape[0]} rows like the clips", len(prompts)
+        )
+    else:
+        expect_tensor("clip_of_text", clip_of_text, "Q", dtypes=(torch.int64,))
+        expect_shape("clip_of_text", clip_of_text, (len(prompts),), "[Q] like prompts")
+        expect_device("clip_of_text", clip_of_text, device)
+        clip = clip_of_text.cpu()[clip]
+    check_text(text, labels, clip, latents.shape[0], config.vocab_size)
+    text, labels, clip = text.to(device), labels.to(device), clip.to(device)
+    logits = decoder(text, latents, lengths=lengths, clip_of_text=clip)[:, :-1]
+    losses = nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
+    )
+    scores = torch.full((len(prompts), max(map(len, answers))), -torch.inf, device=device)
+    scores[tuple(torch.tensor(pairs, device=device).T)] = -losses.view(len(pairs), -1).sum(1)
+    return scores
+
+
+def _cut(text: Tensor, prompt: int, end: int) -> Tensor:
+    """Without the columns behind the last row's end, which are there where nobody looked in time."""
+    new = text[:, prompt:]
+    behind = ((new == end).cumsum(1) - (new == end).long()) > 0  # pad that follows an end
+    used = int((~behind).any(0).sum())
+    return text[:, : prompt + used]
 
 
 class _Choice:
@@ -184,18 +269,18 @@ class _Beams(_Choice):
         return text[(first_row + order).flatten()]
 
 
-def _check(prompt: Tensor, lengths: Tensor | None, batch: int) -> Tensor:
-    expect_tensor("prompt", prompt, "B L", dtypes=(torch.int64,))
-    expect(prompt.shape[0] == batch, "prompt", f"hold {batch} rows like the clips", prompt)
-    expect(prompt.shape[1] > 0, "prompt", "hold at least one token", prompt)
-    if lengths is None:
-        return torch.full((batch,), prompt.shape[1], dtype=torch.int64, device=prompt.device)
-    expect_tensor("prompt_lengths", lengths, "B", dtypes=(torch.int64,))
-    expect_shape("prompt_lengths", lengths, (batch,), "[B]")
-    expect(
-        bool((lengths >= 1).all()) and bool((lengths <= prompt.shape[1]).all()),
-        "prompt_lengths",
-        f"lie in [1, {prompt.shape[1]}]",
-        lengths.tolist(),
-    )
-    return lengths
+def _check(
+    prompt: Tensor, prompt_lengths: Tensor | None, latents: Tensor, clip_of_text: Tensor | None, config: Config
+) -> Tensor | None:
+    expect_tensor("prompt", prompt, "Q L", dtypes=(torch.int64,))
+    expect(prompt.shape[0] > 0 and prompt.shape[1] > 0, "prompt", "hold at least one token", prompt)
+    expect_device("prompt", prompt, latents.device)
+    check_clip_of_text(clip_of_text, "prompt", prompt, latents.shape[0])
+    check_values("prompt", prompt, 0, config.vocab_size, f"token ids in [0, vocab_size = {config.vocab_size})")
+    if prompt_lengths is not None:
+        expect_tensor("prompt_lengths", prompt_lengths, "Q", dtypes=(torch.int64,))
+        expect_shape("prompt_lengths", prompt_lengths, prompt.shape[:1], "[Q]")
+        expect_device("prompt_lengths", prompt_lengths, latents.device)
+        longest = prompt.shape[1]
+        check_values("prompt_lengths", prompt_lengths, 1, longest + 1, f"lengths in [1, {longest}]")
+    return prompt_lengths

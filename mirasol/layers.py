@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from mirasol.kernels import chunked_attention, last_m
 
+SINCOS_STD = 0.5**0.5
+"""Root of the mean square of a sin-cos position, what a learned position beside one starts with."""
+
 
 def sincos(points: Tensor, dim: int, tau: float = 10000.0) -> Tensor:
     """Fixed positions of points in any number of axes.
@@ -36,6 +39,34 @@ def sequence_positions(start: int, length: int, dim: int, like: Tensor) -> Tenso
     return sincos(points, dim).to(like.dtype)
 
 
+def time_positions(times: Tensor, dim: int, like: Tensor) -> Tensor:
+    """times [B, T] in seconds -> [B, T, 1, dim] in the dtype of `like`: a position for every token of a chunk."""
+    return sincos(times.flatten()[:, None], dim).to(like.dtype).unflatten(0, times.shape)[:, :, None]
+
+
+Rotary = tuple[Tensor, Tensor]
+"""Cosines and sines [L, D / 2] that turn the queries and keys of L positions."""
+
+
+def rotary(start: int, length: int, dim: int, base: float, like: Tensor) -> Rotary:
+    """Angles of positions start, start + 1, ... for heads of width `dim`, on the device of `like`, in float32.
+
+    Source: RoFormer (arXiv 2104.09864), equation 15.
+    """
+    rates = base ** -(torch.arange(0, dim, 2, device=like.device, dtype=torch.float32) / dim)
+    angles = torch.arange(start, start + length, device=like.device)[:, None] * rates
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, angles: Rotary | None) -> Tensor:
+    """x [B, H, L, D] with channels i and i + D / 2 turned by angle i of its position."""
+    if angles is None:
+        return x
+    cos, sin = angles
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+
+
 class Attention(nn.Module):
     """Multi-head attention of x [B, Nq, dim] to a source [B, Nk, source_dim].
 
@@ -49,10 +80,10 @@ class Attention(nn.Module):
         self.key_value = nn.Linear(source_dim or dim, 2 * dim)
         self.out = nn.Linear(dim, dim)
 
-    def keys_values(self, source: Tensor) -> tuple[Tensor, Tensor]:
+    def keys_values(self, source: Tensor, angles: Rotary | None = None) -> tuple[Tensor, Tensor]:
         """Two [B, H, Nk, D] of a source [B, Nk, source_dim]."""
         keys, values = rearrange(self.key_value(source), "b n (two h d) -> two b h n d", two=2, h=self.heads).unbind(0)
-        return keys, values
+        return rotate(keys, angles), values
 
     def forward(
         self,
@@ -62,10 +93,37 @@ class Attention(nn.Module):
         q_chunk: int,
         k_chunk: int | None = None,
         window: int | None = None,
+        k_lengths: Tensor | None = None,
+        angles: Rotary | None = None,
     ) -> Tensor:
-        q = rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads)
-        out = chunked_attention(q, *keys_values, q_chunk=q_chunk, k_chunk=k_chunk, window=window)
+        """
+        Args:
+            k_lengths: [B] int; row b sees its first `k_lengths[b]` keys, all of them: chunks are then left out.
+            angles: of the queries' positions.
+        """
+        q = rotate(rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads), angles)
+        if k_lengths is None:
+            out = chunked_attention(q, *keys_values, q_chunk=q_chunk, k_chunk=k_chunk, window=window)
+        else:
+            out = _attend_to_first(q, *keys_values, k_lengths)
         return self.out(rearrange(out, "b h n d -> b n (h d)"))
+
+
+def _attend_to_first(q: Tensor, k: Tensor, v: Tensor, k_lengths: Tensor) -> Tensor:
+    """q [B, H, Nq, D] to the first `k_lengths` [B] of k, v [B, H, Nk, D].
+
+    The rows are packed end to end; a row's padding is a sequence of its own, which no query belongs to. So no length
+    is read, and nothing is gathered.
+    """
+    rows, _, n_q, _ = q.shape
+    n_k = k.shape[2]
+    packed = [rearrange(x, "b h n d -> 1 h (b n) d") for x in (q, k, v)]
+    row = torch.arange(rows, device=q.device, dtype=torch.int32)
+    ends = torch.stack([row * n_k + k_lengths.to(torch.int32), (row + 1) * n_k], dim=1).flatten()
+    cu_k = nn.functional.pad(ends, (1, 0))
+    cu_q = nn.functional.pad(((row + 1) * n_q).repeat_interleave(2, output_size=2 * rows), (1, 0))
+    out = chunked_attention(*packed, q_chunk=n_q, k_chunk=n_k, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k)
+    return rearrange(out, "1 h (b n) d -> b h n d", b=rows)
 
 
 class MLP(nn.Module):
@@ -90,7 +148,14 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps)
         self.mlp = MLP(dim, mlp_ratio * dim)
 
-    def forward(self, x: Tensor, chunk: int, window: int | None = None, keep: int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        chunk: int,
+        window: int | None = None,
+        keep: int | None = None,
+        k_lengths: Tensor | None = None,
+    ) -> Tensor:
         """x [B, T * chunk, dim] -> the same, or [B, T * keep, dim].
 
         Args:
@@ -98,12 +163,13 @@ class Block(nn.Module):
             window: chunks seen, the own one included; None: all earlier ones.
             keep: compute the last `keep` tokens of every chunk only. All tokens still serve as keys and values, so
                 the result is what computing everything and slicing gives.
+            k_lengths: [B], all tokens see the first `k_lengths[b]` ones, whatever their chunk.
         """
         y = self.norm1(x)
         keys_values = self.attention.keys_values(y)
         if keep is not None:
             x, y = _last_of_chunks(x, chunk, keep), _last_of_chunks(y, chunk, keep)
-        x = x + self.attention(y, keys_values, q_chunk=keep or chunk, k_chunk=chunk, window=window)
+        x = x + self.attention(y, keys_values, q_chunk=keep or chunk, k_chunk=chunk, window=window, k_lengths=k_lengths)
         return x + self.mlp(self.norm2(x))
 
 
@@ -128,14 +194,15 @@ class ViT(nn.Module):
 def init_weights(module: nn.Module) -> None:
     """Give one module its initial values in place; meant for `Module.apply`, also after `to_empty`.
 
-    Linear layers: Xavier uniform, zero bias. Embeddings: N(0, 0.02). Own modules: their `reset_parameters`.
+    Linear layers: Xavier uniform, zero bias. Embeddings: N(0, 1), as large as what the blocks add to them. Own modules:
+    their `reset_parameters`.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
     elif isinstance(module, nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight)
     else:
         for name in ("reset_parameters", "reset_buffers"):
             reset = getattr(module, name, None)

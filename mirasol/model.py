@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,30 @@ from torch import Tensor, nn
 
 from mirasol import checkpoint, generation
 from mirasol.audiovideo import AudioVideoTransformer, Reconstruction
-from mirasol.batch import Clips, check_text
-from mirasol.combiner import MeanCombiner, NoCombiner, TransformerCombiner, TTMCombiner
+from mirasol.batch import Clips, check_latents, check_text, expect_device
+from mirasol.causal_lm import CausalLMDecoder, config_for
+from mirasol.combiner import COMBINERS
 from mirasol.config import Config
 from mirasol.encoders.audio import MelEmbedding
 from mirasol.encoders.video import TubeEmbedding
-from mirasol.layers import ViT, init_weights, sequence_positions
+from mirasol.kernels.core.checks import expect_tensor
+from mirasol.layers import SINCOS_STD, ViT, init_weights, time_positions
 from mirasol.losses import Losses, latent_loss, reconstruction_loss, small_copy, small_copy_features, text_loss
+from mirasol.records import Record, record
 from mirasol.text import TextDecoder
+from mirasol.tokenizer import Tokenizer
 
-_COMBINERS = {"transformer": TransformerCombiner, "ttm": TTMCombiner, "mean": MeanCombiner, "none": NoCombiner}
 
-
+@record
 @dataclass
-class Output:
-    """What `Model.forward` returns.
+class Output(Record):
+    """What `Model.forward` returns. Reads like a mapping too, and in order as loss, logits, latents.
 
     Attributes:
         loss: weighted sum of `losses`, a float32 scalar; None where no loss was asked for.
         losses: each loss, unweighted; None likewise.
-        logits: [B, L, vocab_size] of the text; None without text.
-        latents: [B, T * m, av_dim], what the text decoder looks at.
+        logits: [Q, L, vocab_size] of the text; None without text.
+        latents: [B, T * m, av_dim], what the text decoder looks at; 0 behind a clip's end.
     """
 
     loss: Tensor | None
@@ -39,12 +43,16 @@ class Output:
     logits: Tensor | None
     latents: Tensor
 
+    _in_order = ("loss", "logits", "latents")
+
 
 @dataclass
 class _Encoded:
+    """A modality that no clip has is encoded once: B and T are then 1."""
+
     video: Tensor  # [B, T, n_v, encoder_dim]
     audio: Tensor  # [B, T, n_a, encoder_dim]
-    mel: Tensor | None  # [B, T, n_a, bins * frames]; None where features came in its place
+    mel: Tensor | None  # [B, T, n_a, bins * frames]; None where there is no sound, or features came in its place
     combined: Tensor  # [B, T, m, av_dim]
     h: Tensor  # [B, T, m, av_dim]
 
@@ -59,15 +67,21 @@ class Model(nn.Module):
     Every module runs for every batch, on learned tokens where video or audio is missing, so that the ranks of a
     sharded training run never wait for one another. Initialises on `meta`; call `init_weights` after `to_empty`.
 
+    Args:
+        text_decoder: a causal language model of `transformers`, with its weights, in place of our own text decoder;
+            `config` takes on its vocabulary and sizes. See `mirasol.causal_lm`.
+
     Source: arXiv 2311.05698; what it does not state is a field of `Config`.
     """
 
-    _no_split_modules = ("Block", "DecoderBlock")
+    _no_split_modules: tuple[str, ...] = ("Block", "DecoderBlock")
 
-    def __init__(self, config: Config):
+    def __init__(self, config: Config, text_decoder: nn.Module | None = None):
         super().__init__()
         if not isinstance(config, Config):
             raise TypeError(f"config must be a mirasol.Config, was {type(config).__name__}")
+        if text_decoder is not None:
+            config = config_for(config, text_decoder)
         self.config = config
         vit = (config.encoder_dim, config.encoder_layers, config.encoder_heads, config.mlp_ratio, config.norm_eps)
         self.video_embedding = TubeEmbedding(config)
@@ -76,13 +90,18 @@ class Model(nn.Module):
         self.audio_vit = None if config.share_encoders else ViT(*vit)
         self.enter_combiner = nn.Linear(config.encoder_dim, config.combiner_dim)
         self.modality = nn.Parameter(torch.empty(2, config.combiner_dim))
-        self.combiner = _COMBINERS[config.combiner](config)
+        self.combiner = COMBINERS[config.combiner](config)
         self.audio_video = AudioVideoTransformer(config)
         pixels = config.reconstruction_target == "pixels"
         mel_features = config.mel_patch[0] * config.mel_patch[1]
         self.reconstruct_video = Reconstruction(config, small_copy_features(config) if pixels else config.encoder_dim)
         self.reconstruct_audio = Reconstruction(config, mel_features if pixels else config.encoder_dim)
-        self.text_decoder = TextDecoder(config)
+        self.text_decoder: TextDecoder | CausalLMDecoder
+        if text_decoder is None:
+            self.text_decoder = TextDecoder(config)
+        else:
+            self.text_decoder = decoder = CausalLMDecoder(config, text_decoder)
+            self._no_split_modules = (*self._no_split_modules, *decoder.no_split_modules)
         self.init_weights()
 
     @classmethod
@@ -95,11 +114,16 @@ class Model(nn.Module):
         return cls(Config.preset(name, **changes))
 
     def init_weights(self) -> None:
-        """Give every parameter and buffer its initial value in place; needed once after `to_empty`."""
-        self.apply(init_weights)
+        """Give every parameter and buffer its initial value in place; needed once after `to_empty`.
+
+        A language model that was given as the text decoder keeps its own.
+        """
+        for child in self.children():
+            (child.cross if isinstance(child, CausalLMDecoder) else child).apply(init_weights)
+        self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.modality, std=0.02)
+        nn.init.normal_(self.modality, std=SINCOS_STD)
 
     def num_parameters(self) -> dict[str, int]:
         """Numbers of parameters: "audio_video" (all up to h and the reconstruction), "text", "total"."""
@@ -114,44 +138,79 @@ class Model(nn.Module):
         text: Tensor | None = None,
         labels: Tensor | None = None,
         *,
+        chunks: Tensor | None = None,
+        times: Tensor | None = None,
         video_present: Tensor | None = None,
         audio_present: Tensor | None = None,
         video_features: Tensor | None = None,
         audio_features: Tensor | None = None,
+        latents: Tensor | None = None,
+        clip_of_text: Tensor | None = None,
     ) -> Output:
         """Encode clips, predict chunk after chunk and, with `text`, token after token.
 
-        Losses are computed in training mode and wherever `labels` are given.
+        Losses are computed in training mode and wherever `labels` are given. Clips of different lengths are padded on
+        the right, by anything; each gives what it gives alone.
 
         Args:
             video: [B, 3, T * F, H, W], uint8 (0..255) or float (0..1); F = `config.frames_per_chunk`. One
                 frame is an image: a chunk that stands still.
             audio: [B, T * S] float mono samples in -1..1 at `config.sample_rate`; S = `config.samples_per_chunk`.
-            text: [B, L] int64 token ids, right-padded with `config.pad_id`.
-            labels: [B, L] int64, aligned with `text` (the shift is done here); -100 and pad_id do not count.
+            text: [Q, L] int64 token ids, padded on the right by any id.
+            labels: [Q, L] int64, aligned with `text` (the shift is done here); -100 does not count.
+            chunks: [B] int64, chunks of each clip, 1..T; default: T.
+            times: [B, T] float, when each chunk begins, in seconds; default: one chunk after the other from 0.
             video_present, audio_present: [B] bool; False where a clip of the batch has none, its content is then
                 ignored. A modality that is None is missing in all clips.
             video_features: [B, T, n_v, encoder_dim] in place of the video encoder's; `video` may still be given as
                 the target of the reconstruction.
             audio_features: [B, T, n_a, encoder_dim], likewise.
+            latents: [B, T * m, av_dim] that `encode` gave, in place of picture and sound; only the text has a loss.
+            clip_of_text: [Q] int64, the clip that each text is about; default: text q is about clip q.
         Returns:
             `Output`.
         Raises:
-            TypeError, ValueError: an argument of a wrong kind, shape or length, by name.
+            TypeError, ValueError: an argument of a wrong kind, shape, length or value, by name.
         """
+        given = (video, audio, times, video_present, audio_present, video_features, audio_features)
+        clips: Clips | None = None
+        encoded: _Encoded | None = None
         if text is not None:
-            check_text(self.config, text, labels)
-        elif labels is not None:
-            raise ValueError("labels must come with text, which was None")
-        clips = Clips.check(
-            self.config, video, audio, video_present, audio_present, video_features, audio_features, text
-        )
-        encoded = self._encode(clips)
-        latents = encoded.h.flatten(1, 2)
-        logits = self.text_decoder(text, latents) if text is not None else None
+            expect_tensor("text", text, "Q L", dtypes=(torch.int64,))
+        if latents is not None:
+            if any(x is not None for x in given):
+                raise ValueError("latents must come without video, audio, times and features, was given beside them")
+            lengths = check_latents(self.config, latents, chunks)
+            batch = latents.shape[0]
+        else:
+            clips = Clips.check(
+                self.config,
+                video,
+                audio,
+                chunks=chunks,
+                times=times,
+                video_present=video_present,
+                audio_present=audio_present,
+                video_features=video_features,
+                audio_features=audio_features,
+                text=text,
+            )
+            batch = clips.batch
+            encoded = self._encode(clips)
+            latents = encoded.h.flatten(1, 2)
+            lengths = clips.lengths * self.config.latents_per_chunk if clips.lengths is not None else None
+        logits = None
+        if text is not None:
+            check_text(text, labels, clip_of_text, batch, self.config.vocab_size)
+            expect_device("text", text, latents.device)
+            logits = self.text_decoder(text, latents, lengths=lengths, clip_of_text=clip_of_text)
+        else:
+            for name, tensor in (("labels", labels), ("clip_of_text", clip_of_text)):
+                if tensor is not None:
+                    raise ValueError(f"{name} must come with text, which was None")
         losses = None
         if self.training or labels is not None:
-            losses = self._losses(clips, encoded, logits, labels)
+            losses = self._losses(clips, encoded, logits, labels, latents)
         return Output(losses.total(self.config) if losses is not None else None, losses, logits, latents)
 
     def encode(
@@ -159,6 +218,8 @@ class Model(nn.Module):
         video: Tensor | None = None,
         audio: Tensor | None = None,
         *,
+        chunks: Tensor | None = None,
+        times: Tensor | None = None,
         video_present: Tensor | None = None,
         audio_present: Tensor | None = None,
         video_features: Tensor | None = None,
@@ -168,8 +229,35 @@ class Model(nn.Module):
 
         Arguments and errors as in `forward`.
         """
-        clips = Clips.check(self.config, video, audio, video_present, audio_present, video_features, audio_features)
+        clips = Clips.check(
+            self.config,
+            video,
+            audio,
+            chunks=chunks,
+            times=times,
+            video_present=video_present,
+            audio_present=audio_present,
+            video_features=video_features,
+            audio_features=audio_features,
+        )
         return self._encode(clips).h.flatten(1, 2)
+
+    def features(
+        self,
+        video: Tensor | None = None,
+        audio: Tensor | None = None,
+        *,
+        video_present: Tensor | None = None,
+        audio_present: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """What the encoders make of clips: `video_features` [B, T, n_v, d] and `audio_features` [B, T, n_a, d].
+
+        Arguments and errors as in `forward`.
+        """
+        clips = Clips.check(self.config, video, audio, video_present=video_present, audio_present=audio_present)
+        seen, heard, _ = self._features(clips)
+        shape = (clips.batch, clips.chunks, -1, -1)
+        return seen.expand(shape), heard.expand(shape)
 
     @torch.no_grad()
     def generate(
@@ -179,73 +267,184 @@ class Model(nn.Module):
         prompt: Tensor | None = None,
         *,
         latents: Tensor | None = None,
+        chunks: Tensor | None = None,
+        times: Tensor | None = None,
+        video_present: Tensor | None = None,
+        audio_present: Tensor | None = None,
+        video_features: Tensor | None = None,
+        audio_features: Tensor | None = None,
+        clip_of_text: Tensor | None = None,
         **options: Any,
     ) -> Tensor:
-        """Continue `prompt` [B, L] (default: one bos token) for each clip.
+        """Continue `prompt` [Q, L] (default: one bos token for each clip).
 
         Args:
-            latents: what `encode` gave, in place of video and audio; the way for clips that lack one of these.
+            latents: what `encode` gave, in place of picture and sound; `chunks` belongs to it then.
+            clip_of_text: [Q], the clip that each prompt is about; default: prompt q is about clip q.
             options: those of `mirasol.generation.generate`: `max_new_tokens`, `do_sample`, `num_beams`, ...
+            Others as in `forward`.
         Returns:
-            [B * num_return_sequences, L + new] int64: prompt and continuation, then pad_id.
+            [Q * num_return_sequences, L + new] int64: prompt and continuation, then pad_id.
         """
-        training = self.training
-        self.eval()
-        try:
+        with generation.evaluating(self):
             if latents is None:
-                latents = self.encode(video, audio)
-            return generation.generate(self.text_decoder, latents, prompt, **options)
-        finally:
-            self.train(training)
+                latents = self.encode(
+                    video,
+                    audio,
+                    chunks=chunks,
+                    times=times,
+                    video_present=video_present,
+                    audio_present=audio_present,
+                    video_features=video_features,
+                    audio_features=audio_features,
+                )
+            lengths = check_latents(self.config, latents, chunks)
+            return generation.generate(
+                self.text_decoder, self.config, latents, prompt, lengths=lengths, clip_of_text=clip_of_text, **options
+            )
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write `config.json` and safetensors files that `from_pretrained` and the Hugging Face Hub understand."""
-        checkpoint.save(self, self.config, Path(folder))
+    @torch.no_grad()
+    def score(
+        self,
+        latents: Tensor,
+        prompts: Sequence[Sequence[int]],
+        answers: Sequence[Sequence[Sequence[int]]],
+        *,
+        chunks: Tensor | None = None,
+        clip_of_text: Tensor | None = None,
+    ) -> Tensor:
+        """How likely each of some answers is: for multiple choice, and for classes by name.
+
+        Args:
+            latents: [B, T * m, av_dim] that `encode` gave, `chunks` [B] as it was given there.
+            prompts: Q lists of token ids, at least one each (`mirasol.tokenizer.encode_prompt`).
+            answers: for each prompt its choices, lists of token ids with the end (`encode_answer`).
+            clip_of_text: [Q], the clip that each prompt is about; default: prompt q is about clip q.
+        Returns:
+            [Q, C] float32, log-probability of each answer in nats, summed over its tokens; -inf behind the last choice
+            of a prompt that has fewer than C.
+        Raises:
+            TypeError, ValueError: an argument of a wrong kind, shape or value, by name.
+        """
+        with generation.evaluating(self):
+            lengths = check_latents(self.config, latents, chunks)
+            return generation.score(
+                self.text_decoder, self.config, latents, prompts, answers, lengths=lengths, clip_of_text=clip_of_text
+            )
+
+    def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
+        """Replace the checkpoint in `folder` in one step; `from_pretrained` and the Hugging Face Hub understand it.
+
+        The folder holds the old checkpoint or the new one, whole, at every moment; other files stay. A model that is
+        sharded (FSDP2) is saved by all ranks together.
+
+        Args:
+            tokenizer: travels with the weights; `mirasol.load_tokenizer(folder)` gives it back.
+        Raises:
+            ValueError: a tokenizer with more ids than `config.vocab_size`.
+        """
+        checkpoint.save(self, self.config, Path(folder), tokenizer)
 
     @classmethod
     def from_pretrained(
-        cls, name: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+        cls,
+        name: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | torch.device = "cpu",
+        text_decoder: nn.Module | None = None,
+        **changes: Any,
     ) -> Model:
-        """Load what `save_pretrained` wrote, from a folder or a Hub repository.
+        """Load what `save_pretrained` wrote, from a folder or a Hub repository, in evaluation mode.
 
+        Args:
+            dtype: of the floating-point weights; default: as they were saved.
+            text_decoder: takes up the saved weights of a language model that `transformers` cannot build by itself.
+            changes: fields of `Config` to set otherwise, for example `text_weight=10.0`; no shape may change.
         Raises:
-            FileNotFoundError: nothing there.
-            ValueError: weights that do not fit the configuration, by name.
+            FileNotFoundError: nothing there, or a file of the checkpoint is missing, by name.
+            ValueError: a broken file, weights that do not fit the configuration, an unknown field, by name.
         """
-        folder = checkpoint.locate(name)
+        device = torch.device(device)
+        saved = checkpoint.read(checkpoint.locate(name), changes, device)
+        language_model = text_decoder if text_decoder is not None else saved.build_language_model()
         with torch.device("meta"):
-            model = cls(Config.load(folder / "config.json"))
-        return checkpoint.load(model, folder, dtype=dtype, device=torch.device(device))
+            model = cls(saved.config, text_decoder=language_model)
+        return checkpoint.fill(model, saved, dtype=dtype, device=device)
+
+    def _features(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor | None]:
+        """[B, T, n_v, d], [B, T, n_a, d] (1 x 1 where no clip has any), and the spectrogram's patches."""
+        return self._video_features(clips), *self._audio_features(clips)
+
+    def _video_features(self, clips: Clips) -> Tensor:
+        here = clips.chunks_with_video()
+        if clips.video is not None and clips.video_features is None:
+            return _per_chunk(self.video_vit, self.video_embedding(clips.video, here))
+        if clips.video_features is not None and clips.video_present is None and clips.lengths is None:
+            return clips.video_features
+        size = self.config.image_size
+        nothing = here.new_zeros((1, 3, self.config.frames_per_chunk, size, size), dtype=torch.uint8)
+        missing = _per_chunk(self.video_vit, self.video_embedding(nothing, here.new_zeros((1, 1))))
+        return _where_present(here, clips.video_features, missing)
+
+    def _audio_features(self, clips: Clips) -> tuple[Tensor, Tensor | None]:
+        here = clips.chunks_with_audio()
+        vit = self.audio_vit if self.audio_vit is not None else self.video_vit
+        mel = self.audio_embedding.patches(clips.audio, here) if clips.audio is not None else None
+        if mel is not None and clips.audio_features is None:
+            return _per_chunk(vit, self.audio_embedding(mel, here)), mel
+        if clips.audio_features is not None and clips.audio_present is None and clips.lengths is None:
+            return clips.audio_features, mel
+        nothing = self.audio_embedding.patches(here.new_zeros((1, self.config.samples_per_chunk), dtype=torch.float32))
+        missing = _per_chunk(vit, self.audio_embedding(nothing, here.new_zeros((1, 1))))
+        return _where_present(here, clips.audio_features, missing), mel
 
     def _encode(self, clips: Clips) -> _Encoded:
-        video, audio = clips.video_features, clips.audio_features
-        mel = None
-        if video is None:
-            video = _per_chunk(self.video_vit, self.video_embedding(clips.video, clips.video_present))
-        if audio is None:
-            mel = self.audio_embedding.patches(clips.audio)
-            audio_vit = self.audio_vit if self.audio_vit is not None else self.video_vit
-            audio = _per_chunk(audio_vit, self.audio_embedding(mel, clips.audio_present))
-        video_in = self.enter_combiner(video) + self.modality[0]
-        audio_in = self.enter_combiner(audio) + self.modality[1]
-        x = torch.cat([video_in, audio_in], dim=2)
-        combined = self.combiner(x + sequence_positions(0, x.shape[1], x.shape[-1], x)[:, None])
-        return _Encoded(video, audio, mel, combined, self.audio_video(combined))
+        video, audio, mel = self._features(clips)
+        shape = (clips.batch, clips.chunks, -1, -1)
+        x = torch.cat(
+            [
+                (self.enter_combiner(video) + self.modality[0]).expand(shape),
+                (self.enter_combiner(audio) + self.modality[1]).expand(shape),
+            ],
+            dim=2,
+        )
+        if self.config.combiner != "ttm" or self.config.ttm_time_stamps:
+            x = x + time_positions(clips.times, x.shape[-1], x)
+        combined = self.combiner(x)
+        h = self.audio_video(combined, clips.times, clips.lengths)
+        if clips.lengths is not None:
+            h = torch.where(clips.chunks_that_exist()[:, :, None, None], h, 0)
+        return _Encoded(video, audio, mel, combined, h)
 
-    def _losses(self, clips: Clips, encoded: _Encoded, logits: Tensor | None, labels: Tensor | None) -> Losses:
-        text = encoded.h.new_zeros((), dtype=torch.float32)
-        if logits is not None and labels is not None:
-            text = text_loss(logits, labels, self.config.pad_id)
-        if self.config.reconstruction_target == "features":
-            video, audio = encoded.video, encoded.audio
-        else:
-            video = small_copy(clips.video, self.config)
-            audio = encoded.mel if encoded.mel is not None else self.audio_embedding.patches(clips.audio)
+    def _losses(
+        self, clips: Clips | None, encoded: _Encoded | None, logits: Tensor | None, labels: Tensor | None, like: Tensor
+    ) -> Losses:
+        """What weighs 0 is not computed, but for the latent loss, which tells whether chunks are told apart."""
+        config = self.config
+        nothing = like.new_zeros((), dtype=torch.float32)
+        text = text_loss(logits, labels) if logits is not None and labels is not None else nothing
+        if clips is None or encoded is None:
+            return Losses(nothing, nothing, nothing, text, nothing)
+        exists = clips.chunks_that_exist()
+        latent, constant = latent_loss(self.audio_video.predict(encoded.h[:, :-1]), encoded.combined, exists)
+        video: Tensor | None = None
+        audio: Tensor | None = encoded.mel
+        if config.reconstruction_target == "features":
+            video = encoded.video if clips.has_video else None
+            audio = encoded.audio if clips.has_audio else None
+        elif config.video_weight and clips.video is not None:
+            video = small_copy(clips.video, config)
         return Losses(
-            latent=latent_loss(self.audio_video.predict(encoded.h), encoded.combined),
-            video=_next_chunk_loss(self.reconstruct_video, encoded.h, video, clips.video_present),
-            audio=_next_chunk_loss(self.reconstruct_audio, encoded.h, audio, clips.audio_present),
+            latent=latent,
+            video=nothing
+            if config.video_weight == 0
+            else _next_chunk_loss(self.reconstruct_video, encoded.h, video, clips.chunks_with_video()),
+            audio=nothing
+            if config.audio_weight == 0
+            else _next_chunk_loss(self.reconstruct_audio, encoded.h, audio, clips.chunks_with_audio()),
             text=text,
+            latent_constant=constant,
         )
 
 
@@ -254,5 +453,13 @@ def _per_chunk(vit: ViT, tokens: Tensor) -> Tensor:
     return vit(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
 
 
-def _next_chunk_loss(reconstruct: Reconstruction, h: Tensor, target: Tensor, present: Tensor) -> Tensor:
-    return reconstruction_loss(reconstruct(h, target.shape[2]), target, present)
+def _where_present(here: Tensor, features: Tensor | None, missing: Tensor) -> Tensor:
+    """Features of the chunks that have some, and what a missing modality is encoded to for the others."""
+    return missing if features is None else torch.where(here[:, :, None, None], features, missing.to(features.dtype))
+
+
+def _next_chunk_loss(reconstruct: Reconstruction, h: Tensor, target: Tensor | None, counts: Tensor) -> Tensor:
+    """Every rank of a sharded run runs the module, on one chunk where there is nothing to compare it with."""
+    if target is None or h.shape[1] == 1:
+        return torch.where(h.new_zeros((), dtype=torch.bool), reconstruct(h[:1, :1], 1).float().mean(), 0.0)
+    return reconstruction_loss(reconstruct(h[:, :-1], target.shape[2]), target[:, 1:], counts[:, 1:])

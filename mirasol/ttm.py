@@ -80,7 +80,7 @@ class EraseAdd(nn.Module):
 
     def __init__(self, config: Config):
         super().__init__()
-        dim, hidden, slots, r = config.combiner_dim, config.ttm_hidden, config.ttm_slots, config.ttm_read
+        dim, hidden, slots, r = config.combiner_dim, config.ttm_hidden, config.ttm_slots, read_per_group(config)
         self.select_norm, self.erase_norm, self.add_norm = (nn.LayerNorm(dim, config.norm_eps) for _ in range(3))
         self.select = MLP(dim, hidden, slots)
         self.erase_tokens, self.add_tokens = (MLP(r, hidden, slots) for _ in range(2))
@@ -95,12 +95,12 @@ class EraseAdd(nn.Module):
 
 
 class TransformerProcess(nn.Module):
-    """Pre-LayerNorm Transformer over the r tokens read, with learned positions: [B, r, d] -> [B, r, d]."""
+    """Pre-LayerNorm Transformer over the tokens that a group reads, with learned positions: [B, r, d] -> [B, r, d]."""
 
     def __init__(self, config: Config):
         super().__init__()
         dim = config.combiner_dim
-        self.positions = nn.Parameter(torch.empty(config.ttm_read, dim))
+        self.positions = nn.Parameter(torch.empty(read_per_group(config), dim))
         self.vit = ViT(dim, config.ttm_layers, config.combiner_heads, config.mlp_ratio, config.norm_eps)
 
     def reset_parameters(self) -> None:
@@ -117,7 +117,7 @@ class MixerLayer(nn.Module):
         super().__init__()
         dim = config.combiner_dim
         self.token_norm, self.channel_norm = nn.LayerNorm(dim, config.norm_eps), nn.LayerNorm(dim, config.norm_eps)
-        self.tokens = MLP(config.ttm_read, config.ttm_mixer_hidden)
+        self.tokens = MLP(read_per_group(config), config.ttm_mixer_hidden)
         self.channels = MLP(dim, config.mlp_ratio * dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,6 +142,11 @@ class MLPProcess(nn.Sequential):
             nn.Sequential(nn.LayerNorm(dim, eps), MLP(dim, config.mlp_ratio * dim)) for _ in range(config.ttm_layers)
         ]
         super().__init__(*layers, nn.LayerNorm(dim, eps))
+
+
+def read_per_group(config: Config) -> int:
+    """Tokens that the process of one group runs over."""
+    return config.ttm_read // config.ttm_groups
 
 
 def _params(mlp: MLP) -> MlpParams:

@@ -17,7 +17,7 @@ from mirasol.kernels import Tube
 from mirasol.layers import ViT, init_weights, sincos
 from tolerance import SAME_SUMS, assert_close
 
-HERE = torch.ones(1, dtype=torch.bool)
+HERE = torch.ones(1, 1, dtype=torch.bool)
 
 
 def embedding(**changes) -> TubeEmbedding:

@@ -119,7 +119,7 @@ def test_generate_restores_the_mode(model, latents):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(latents=torch.zeros(3, 8, 63)), "latents must be [B, N, av_dim] = [3, 8, 64], was [3, 8, 63]"),
+        (dict(latents=torch.zeros(3, 8, 63)), "latents must be [B, T * m, av_dim] = [3, 8, 64], was [3, 8, 63]"),
         (dict(max_new_tokens=0), "max_new_tokens must be at least 1, was 0"),
         (dict(temperature=0.0), "temperature must be above 0, was 0.0"),
         (dict(top_p=1.5), "top_p must be in (0, 1], was 1.5"),
@@ -127,8 +127,11 @@ def test_generate_restores_the_mode(model, latents):
         (dict(num_beams=2, do_sample=True), "do_sample must be False with num_beams > 1"),
         (dict(num_beams=2, num_return_sequences=3), "num_return_sequences must be at most num_beams, was 3"),
         (dict(num_return_sequences=2), "num_return_sequences must be 1 unless do_sample, was 2"),
-        (dict(prompt=torch.zeros(2, 3).long()), "prompt must hold 3 rows like the clips, was [2, 3]"),
-        (dict(prompt_lengths=torch.tensor([0, 1, 1])), "prompt_lengths must lie in [1, 1], was [0, 1, 1]"),
+        (
+            dict(prompt=torch.zeros(2, 3).long()),
+            "prompt must hold 3 rows like the clips, or come with clip_of_text",
+        ),
+        (dict(prompt_lengths=torch.tensor([0, 1, 1])), "prompt_lengths must hold lengths in [1, 1], was 0..1"),
     ],
 )
 def test_refusals_name_the_option(model, latents, options, message):

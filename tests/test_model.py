@@ -22,7 +22,11 @@ COMBINERS = {
     "ttm, mean, zeros": dict(combiner="ttm", ttm_summary="mean", ttm_initial_memory="zeros"),
     "ttm, erase-add, mixer": dict(combiner="ttm", ttm_write="erase_add", ttm_process="mixer"),
     "ttm, mlp, no positions": dict(combiner="ttm", ttm_process="mlp", ttm_positions=False),
-    "ttm, grouped": dict(combiner="ttm", ttm_groups=4, combined_tokens=8),
+    "ttm, official": dict(combiner="ttm", ttm_official=True),
+    "ttm, four groups": dict(combiner="ttm", ttm_groups=4, ttm_summary="latent_query", ttm_process="mixer"),
+    "attention": dict(combiner="attention"),
+    "attention, two chunks": dict(combiner="attention", combiner_window=2),
+    "perceiver": dict(combiner="perceiver"),
     "mean": dict(combiner="mean"),
     "none": dict(combiner="none"),
 }
@@ -166,22 +170,33 @@ def test_total_loss_is_the_weighted_sum():
     assert_close("loss", output.loss, expected, rtol=SAME_SUMS)
 
 
-def test_padding_and_ignored_labels_do_not_count():
+def test_only_minus_100_does_not_count():
     model = mirasol.Model.from_preset("tiny").eval()
     inputs, text = clips(model.config), question(length=5)
-    padded = torch.nn.functional.pad(text, (0, 3), value=model.config.pad_id)
     plain = model(**inputs, text=text, labels=text).losses.text
-    assert_close("padded", model(**inputs, text=padded, labels=padded).losses.text, plain, rtol=SAME_SUMS)
+    padded = torch.nn.functional.pad(text, (0, 3), value=model.config.pad_id)
     ignored = padded.masked_fill(padded == model.config.pad_id, -100)
     assert_close("ignored", model(**inputs, text=padded, labels=ignored).losses.text, plain, rtol=SAME_SUMS)
+    counted = model(**inputs, text=padded, labels=padded).losses.text
+    assert not torch.isclose(counted, plain, rtol=1e-3)
+
+
+def test_the_end_of_text_is_learned_where_pad_equals_eos():
+    model = mirasol.Model.from_preset("tiny", pad_id=258, eos_id=258).train()
+    text = torch.tensor([[257, 65, 258, 258]])
+    output = model(text=text, labels=torch.tensor([[-100, -100, 258, -100]]))
+    output.loss.backward()
+    assert output.losses.text > 0
+    assert model.text_decoder.logits.weight.grad[258].abs().sum() > 0
 
 
 def test_masking_only_in_training():
     model = mirasol.Model.from_preset("tiny", mask_ratio=0.9).train()
     combined = torch.randn(2, 3, 4, 64)
-    assert not torch.equal(model.audio_video(combined), model.audio_video(combined))
+    times = torch.arange(3.0).expand(2, -1)
+    assert not torch.equal(model.audio_video(combined, times), model.audio_video(combined, times))
     model.eval()
-    assert torch.equal(model.audio_video(combined), model.audio_video(combined))
+    assert torch.equal(model.audio_video(combined, times), model.audio_video(combined, times))
 
 
 @pytest.mark.parametrize("target", ["pixels", "features"])
@@ -333,13 +348,13 @@ def test_batches_collate():
         (
             dict(audio=torch.zeros(1, 2560), text=torch.zeros(2, 3).long()),
             ValueError,
-            "text must hold 1 rows like the clips, was [2, 3]",
+            "text must hold 1 rows like the clips, or come with clip_of_text, was [2, 3]",
         ),
         (dict(text=torch.zeros(1, 3)), TypeError, "text must be of dtype int64"),
         (
             dict(text=torch.zeros(1, 3).long(), labels=torch.zeros(1, 4).long()),
             ValueError,
-            "labels must be [B, L] like text = [1, 3], was [1, 4]",
+            "labels must be [Q, L] like text = [1, 3], was [1, 4]",
         ),
         (
             dict(audio=torch.zeros(1, 2560), labels=torch.zeros(1, 4).long()),
@@ -354,7 +369,7 @@ def test_batches_collate():
         (
             dict(video_features=torch.zeros(1, 2, 20, 63)),
             ValueError,
-            "video_features must be [B, T, n, encoder_dim] = [1, 2, 20, 64]",
+            "video_features must be [B, T, n_v, encoder_dim] = [1, 2, 20, 64]",
         ),
     ],
 )

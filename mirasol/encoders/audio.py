@@ -26,17 +26,21 @@ class MelEmbedding(nn.Module):
         self.missing = nn.Parameter(torch.empty(config.encoder_dim))
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.missing, std=0.02)
+        nn.init.normal_(self.missing)
 
-    def patches(self, audio: Tensor) -> Tensor:
-        """audio [B, T * S] float -> normalised spectrogram patches [B, T, n_a, bins * frames]."""
+    def patches(self, audio: Tensor, present: Tensor | None = None) -> Tensor:
+        """audio [B, T * S] float -> normalised spectrogram patches [B, T, n_a, bins * frames].
+
+        0 in chunks that are not present [B, T].
+        """
         config = self.config
         (bins, frames), (rows, columns) = config.mel_patch, config.mel_grid
         spectrogram = (self.mel(audio.float()) - config.mel_mean) / config.mel_std
-        return rearrange(spectrogram, "b (r p) (t c f) -> b t (r c) (p f)", r=rows, p=bins, c=columns, f=frames)
+        patches = rearrange(spectrogram, "b (r p) (t c f) -> b t (r c) (p f)", r=rows, p=bins, c=columns, f=frames)
+        return patches if present is None else torch.where(present[:, :, None, None], patches, 0)
 
     def forward(self, patches: Tensor, present: Tensor) -> Tensor:
-        """patches [B, T, n_a, bins * frames], present [B] bool -> [B, T, n_a, encoder_dim]."""
+        """patches [B, T, n_a, bins * frames], present [B, T] bool -> [B, T, n_a, encoder_dim]."""
         tokens = self.projection(patches.to(self.projection.weight.dtype))
         (bins, frames), (rows, columns) = self.config.mel_patch, self.config.mel_grid
         centres = torch.cartesian_prod(

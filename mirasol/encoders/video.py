@@ -33,13 +33,13 @@ class TubeEmbedding(nn.Module):
         self.missing = nn.Parameter(torch.empty(dim))
 
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.missing, std=0.02)
+        nn.init.normal_(self.missing)
         if self.config.tube_kernels == "interpolated":
             nn.init.xavier_uniform_(self.kernel.flatten(1))
             nn.init.zeros_(self.biases)
 
     def forward(self, video: Tensor, present: Tensor) -> Tensor:
-        """video [B, 3, T * F, H, W] uint8 or float, present [B] bool -> [B, T, n_v, encoder_dim].
+        """video [B, 3, T * F, H, W] uint8 or float, present [B, T] bool -> [B, T, n_v, encoder_dim].
 
         A video of one frame is one chunk.
         """
@@ -51,6 +51,9 @@ class TubeEmbedding(nn.Module):
         pixels = extract_tubes(
             chunks, [self.tubes[i].fine for i in used], mean=config.pixel_mean, std=config.pixel_std, dtype=dtype
         )
+        if video.is_floating_point():
+            # What is absent may hold NaN, which would go through a weight's gradient where the token's is 0.
+            pixels = [torch.where(present.flatten()[:, None, None], tube, 0) for tube in pixels]
         tokens = torch.cat(
             [self.tubes[i].join(self._project(i, x), frames, height, width) for i, x in zip(used, pixels, strict=True)],
             dim=1,
