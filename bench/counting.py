@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mirasol import Config, Model
+from mirasol.combiner import COMBINERS
 
 TEXT_TOKENS = 64
 
@@ -15,17 +16,36 @@ TEXT_TOKENS = 64
 @lru_cache(maxsize=8)
 def _model(config: Config) -> Model:
     with torch.device("meta"):
-        return Model(config).eval()
+        return Model(config).requires_grad_(False)  # the counter stumbles over a parameter that is handed on
 
 
 @lru_cache(maxsize=256)
-def count(config: Config, chunks: int, text_tokens: int = TEXT_TOKENS) -> tuple[int, int]:
-    """FLOPs of one clip's forward pass in eval mode: of the whole model, and of its Combiner."""
-    video = torch.empty(
-        1, 3, chunks * config.frames_per_chunk, config.image_size, config.image_size, dtype=torch.uint8, device="meta"
-    )
-    audio = torch.empty(1, chunks * config.samples_per_chunk, device="meta")
-    text = torch.empty(1, text_tokens, dtype=torch.int64, device="meta") if text_tokens else None
+def count(
+    config: Config,
+    chunks: int,
+    text_tokens: int = TEXT_TOKENS,
+    *,
+    texts: int = 1,
+    video: bool = True,
+    audio: bool = True,
+    training: bool = False,
+) -> tuple[int, int]:
+    """FLOPs of one clip's forward pass, in eval or in training mode: of the whole model, and of its Combiner."""
+    frames, side = chunks * config.frames_per_chunk, config.image_size
+    clip = torch.empty(1, 3, frames, side, side, dtype=torch.uint8, device="meta")
+    sound = torch.empty(1, chunks * config.samples_per_chunk, device="meta")
+    text = torch.empty(texts, text_tokens, dtype=torch.int64, device="meta") if text_tokens else None
+    about = torch.zeros(texts, dtype=torch.int64, device="meta") if texts > 1 else None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        _model(config)(video, audio, text)
+        _model(config).train(training)(clip if video else None, sound if audio else None, text, clip_of_text=about)
     return counter.get_total_flops(), sum(counter.get_flop_counts()["Model.combiner"].values())
+
+
+def count_combiner(config: Config, chunks: int) -> int:
+    """FLOPs of the Combiner alone."""
+    with torch.device("meta"):
+        module = COMBINERS[config.combiner](config).requires_grad_(False)
+        x = torch.empty(1, chunks, config.tokens_per_chunk, config.combiner_dim)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(x)
+    return counter.get_total_flops()

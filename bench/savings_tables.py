@@ -10,6 +10,7 @@ from rows import Row
 
 SUITE = "savings"
 EVERYTHING, CHUNKED, CHUNKED_TTM = "everything at once", "chunks + Transformer", "chunks + TTM"
+TTM_ALONE = "TTM"
 PRUNED, UNPRUNED = "last m only", "all, then slice"
 PUBLISHED = 18.0
 """Percent of compute that the TTM Combiner saves, as published for Mirasol3B without the setting."""
@@ -17,8 +18,16 @@ MISSING = Row("", "", "", status="–")
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Work, shares of TTM, pruning, attention, and the sweep; those that have rows."""
-    drawn = [_work(rows), _shares(rows), _pruning(rows), _attention(rows), _times(rows), _memory(rows)]
+    """Work, shares of TTM, every Combiner, pruning, attention, and the sweep; those that have rows."""
+    drawn = [
+        _work(rows),
+        _shares(rows),
+        _every_combiner(rows),
+        _pruning(rows),
+        _attention(rows),
+        _times(rows),
+        _memory(rows),
+    ]
     found = [table for table in drawn if table.rows]
     failures = report.troubles(rows)
     if failures:
@@ -91,7 +100,7 @@ def _work(rows: list[Row]) -> Table:
     columns = ["frames", *models, "b saves of a", "c of a", "c of b", "cost model"]
     notes = [
         f"(a) {EVERYTHING} in one Transformer; (b) {CHUNKED} Combiner, all earlier chunks; (c) {CHUNKED_TTM} Combiner",
-        "counted by torch.utils.flop_counter as the model runs, and by the analytic cost model (mirasol/cost.py)",
+        "counted by torch.utils.flop_counter as the model runs, and by the analytic cost model (mirasol.cost)",
     ]
     return Table(f"FLOPs of one forward pass of one clip: preset {_preset(rows, 'work ')}", columns, lines, notes=notes)
 
@@ -123,6 +132,44 @@ def _shares(rows: list[Row]) -> Table:
     notes = [f"published: {PUBLISHED:.0f} % less compute, setting not stated; the main one has 128 frames in 16 chunks"]
     notes += [closest] if closest else []
     return Table("FLOPs that TTM saves against the causal-Transformer Combiner", columns, lines, 2, notes)
+
+
+def _every_combiner(rows: list[Row]) -> Table:
+    """What each Combiner costs, alone and with its model, against TTM."""
+    lines = []
+    for case in grouped(rows, "every Combiner ").values():
+        ttm = case.get(TTM_ALONE, MISSING)
+        for row in case.values():
+            alone, ttm_alone = row.detail.get("combiner_flops"), ttm.detail.get("combiner_flops")
+            lines.append(
+                [
+                    str(row.detail["frames"]),
+                    row.impl,
+                    row.detail["sees"],
+                    report.scaled(row.flops),
+                    report.scaled(alone),
+                    report.percent(100 * alone / row.flops if alone is not None and row.flops else None),
+                    report.ratio(row.flops / ttm.flops if row.flops and ttm.flops else None),
+                    report.ratio(alone / ttm_alone if alone is not None and ttm_alone else None),
+                ]
+            )
+    columns = [
+        "frames",
+        "Combiner",
+        "sees",
+        "whole model",
+        "Combiner",
+        "its share",
+        "whole of TTM's",
+        "Combiner of TTM's",
+    ]
+    notes = [
+        "counted, and equal to the cost model; below 1x: costs less than TTM",
+        "pooling and one layer over one chunk cost a whole model about what TTM does; unlike them it remembers",
+        "operations alone: what the models learn is not compared here",
+    ]
+    title = f"FLOPs of one forward pass with every Combiner: preset {_preset(rows, 'every Combiner ')}"
+    return Table(title, columns, lines, 3, notes)
 
 
 def _between(depths: list[Row], ttm: Row) -> str:

@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import suite_attention
 from attention_shapes import Shape
-from counting import TEXT_TOKENS, count
+from counting import TEXT_TOKENS, count, count_combiner
 from harness import Comparison, Variant, against, compare
 from mirasol import Config, combiner, cost, layers
 from rows import Case, Row, Settings
-from savings_tables import PRUNED, SUITE, UNPRUNED, headline, tables
+from savings_tables import PRUNED, SUITE, TTM_ALONE, UNPRUNED, headline, tables
 from sweep import MODELS, Sweep
 
 __all__ = ["cases", "headline", "tables"]
@@ -28,6 +28,22 @@ __all__ = ["cases", "headline", "tables"]
 FRAMES = (16, 32, 64, 128, 256, 512)
 LAYERS = (4, 5, 6)
 LAYER_FRAMES = (32, 128, 512)
+EVERY_COMBINER: dict[str, tuple[str, dict[str, Any]]] = {
+    "Transformer": ("all earlier chunks", {"combiner": "transformer"}),
+    "Transformer, this chunk": ("this chunk", {"combiner": "transformer", "combiner_window": 1}),
+    "Transformer, 1 layer": ("all earlier chunks", {"combiner": "transformer", "combiner_layers": 1}),
+    "Transformer, 1 layer, this chunk": (
+        "this chunk",
+        {"combiner": "transformer", "combiner_layers": 1, "combiner_window": 1},
+    ),
+    "Perceiver resampler": ("this chunk", {"combiner": "perceiver"}),
+    "Perceiver resampler, 1 layer": ("this chunk", {"combiner": "perceiver", "combiner_layers": 1}),
+    "attention pooling": ("all earlier chunks", {"combiner": "attention"}),
+    "attention pooling, this chunk": ("this chunk", {"combiner": "attention", "combiner_window": 1}),
+    TTM_ALONE: ("all, by its memory", {"combiner": "ttm"}),
+    "mean pooling": ("this chunk", {"combiner": "mean"}),
+}
+"""What each sees, and how it is asked for: the cheaper ones too, against which TTM need not save anything."""
 SWEEP_SECONDS = 120.0
 """For the sweep over frames in a default run, which is to end within three minutes."""
 
@@ -44,6 +60,7 @@ def cases(settings: Settings) -> list[Case]:
     return [
         *(Case(f"work {f} frames", partial(_work, counted, f)) for f in frames),
         *(Case(f"TTM share {f} frames", partial(_shares, counted, f)) for f in layer_frames),
+        *(Case(f"every Combiner {f} frames", partial(_every_combiner, counted, f)) for f in layer_frames),
         *(Case(f"time {f} frames", partial(sweep.run, f)) for f in frames),
         *(Case(f"last-m pruning {c} chunks", partial(_pruning, counted, timed, c)) for c in chunks),
         *(Case(f"chunk-causal attention {c} chunks", partial(_attention, timed, c)) for c in chunks),
@@ -78,6 +95,24 @@ def _shares(preset: str, frames: int, settings: Settings) -> list[Row]:
         case = f"TTM share {frames} frames"
         rows.append(_count_row(case, name, preset, whole, model.total, part="whole model", **more))
         rows.append(_count_row(case, f"{name}, Combiner alone", preset, alone, model.combiner, part="Combiner", **more))
+    return rows
+
+
+def _every_combiner(preset: str, frames: int, settings: Settings) -> list[Row]:
+    """Whole model and Combiner alone, for every Combiner in its dear and in its cheap form.
+
+    The rest of the model is the same: it is counted once.
+    """
+    ttm = Config.preset(preset, combiner="ttm")
+    chunks = frames // ttm.frames_per_chunk
+    whole, combiner_of_ttm = count(ttm, chunks)
+    rows = []
+    for name, (sees, changes) in EVERY_COMBINER.items():
+        config = Config.preset(preset, **changes)
+        alone, model = count_combiner(config, chunks), cost.model(config, chunks, TEXT_TOKENS)
+        more = {"frames": frames, "sees": sees, "combiner_flops": alone}
+        counted = whole - combiner_of_ttm + alone
+        rows.append(_count_row(f"every Combiner {frames} frames", name, preset, counted, model.total, **more))
     return rows
 
 

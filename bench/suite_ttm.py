@@ -230,7 +230,7 @@ def _flops(op: str, shape: Shape, mode: str) -> int | None:
         combiner_dim=shape.dim, combiner_heads=_heads(shape),
     )  # fmt: skip
     s, n, r = shape.memory, shape.tokens, shape.read
-    read, write = (cost.summary(config, parts, k, shape.chunks) for parts, k in (([s, n], r), ([s, n, r], s)))
+    read, write = (cost.summary(config, tokens, k, shape.chunks) for tokens, k in ((s + n, r), (s + n + r, s)))
     process = shape.chunks * cost.block(r, shape.dim, r * r, 4)
     work = {"read": read, "write": write, "scan": read + write + process, "recurrence": read + write}
     return shape.batch * work[op]

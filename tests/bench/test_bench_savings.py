@@ -10,6 +10,7 @@ import torch
 import savings_tables
 import suite_savings
 import sweep
+from counting import count
 from mirasol import Config
 from rows import Row, Settings
 from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, PRUNED, UNPRUNED
@@ -96,6 +97,18 @@ def test_a_cost_model_that_differs_fails_the_row():
     assert row.status == "FAIL"
     assert "counted 10, the cost model says 11" in row.reason
     assert savings_tables.tables([row])[0].rows[0][-1] == "DIFFER"
+
+
+def test_cheap_combiners_stand_beside_ttm_and_the_rest_of_the_model_is_the_same():
+    rows = suite_savings._every_combiner("tiny", 16, SETTINGS)
+    assert [row.status for row in rows] == ["ok"] * len(suite_savings.EVERY_COMBINER)
+    for row, (_, changes) in zip(rows, suite_savings.EVERY_COMBINER.values(), strict=True):
+        config = Config.preset("tiny", **changes)
+        assert (row.flops, row.detail["combiner_flops"]) == count(config, 16 // config.frames_per_chunk)
+    (table,) = savings_tables.tables(rows)
+    by_name = {line[1]: line for line in table.rows}
+    assert by_name["TTM"][-2:] == ["1.00x", "1.00x"]
+    assert float(by_name["mean pooling"][-1][:-1]) < 1 < float(by_name["Transformer"][-1][:-1])
 
 
 def test_headline_names_the_longest_clip_of_each_kind():
