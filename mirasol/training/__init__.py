@@ -1,0 +1,1 @@
+"""What a training run is made of: options, the model it begins with, processes, optimizer, checkpoints, logs."""
