@@ -12,7 +12,6 @@ import numpy as np
 
 SETTINGS = {
     "whisper_128": {"sr": 16000, "n_fft": 400, "hop_length": 160, "n_mels": 128},
-    "htk_40": {"sr": 16000, "n_fft": 512, "hop_length": 160, "n_mels": 40, "htk": True, "norm": None, "fmin": 20.0},
     "epic_sounds": {"sr": 24000, "n_fft": 2048, "hop_length": 120, "n_mels": 128},
 }
 
