@@ -49,11 +49,12 @@ class AudioVideoTransformer(nn.Module):
         x = torch.where(masked[..., None], self.mask, combined)
         x = x + self.slots + time_positions(times, dim, combined)
         x = x.flatten(1, 2)
+        k_lengths = lengths * m if lengths is not None else None
         for block in self.blocks:
             if self.causal:
                 x = block(x, m, self.window)
             else:
-                x = block(x, chunks * m, k_lengths=lengths * m if lengths is not None else None)
+                x = block(x, chunks * m, k_lengths=k_lengths)
         return rearrange(self.norm(x), "b (t m) d -> b t m d", t=chunks)
 
 

@@ -10,6 +10,9 @@ from torch import Tensor
 from mirasol.config import Config
 from mirasol.kernels.core.checks import FLOATS, describe, expect, expect_shape, expect_tensor
 
+IGNORE = -100
+"""A label that does not count."""
+
 
 @dataclass
 class Clips:
@@ -142,8 +145,8 @@ def check_text(text: Tensor, labels: Tensor | None, clip_of_text: Tensor | None,
         expect_tensor("labels", labels, "Q L", dtypes=(torch.int64,))
         expect_shape("labels", labels, text.shape, "[Q, L] like text")
         expect_device("labels", labels, text.device)
-        counted = labels[labels != -100] if may_look_at(labels) else labels
-        check_values("labels", counted, 0, vocabulary, f"token ids in [0, vocab_size = {vocabulary}) or -100")
+        counted = labels[labels != IGNORE] if may_look_at(labels) else labels
+        check_values("labels", counted, 0, vocabulary, f"token ids in [0, vocab_size = {vocabulary}) or {IGNORE}")
     check_clip_of_text(clip_of_text, "text", text, clips)
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mirasol.config import Config
 from mirasol.kernels.core.checks import expect
 from mirasol.layers import Attention, init_weights
+from mirasol.text import lengths_of_texts
 from mirasol.tokenizer import import_transformers
 
 KeysValues = tuple[Tensor, Tensor]
@@ -162,7 +163,7 @@ class CausalLMDecoder(nn.Module):
             seen = _Latents(None, cache.latents, cache.lengths, None)
             options[self._cache_keyword] = cache.text
         elif latents is not None:
-            seen = _Latents(latents, None, _of_texts(lengths, clip_of_text), clip_of_text)
+            seen = _Latents(latents, None, lengths_of_texts(lengths, clip_of_text), clip_of_text)
         if seen is not None:
             options[_KEYWORD] = seen
         logits = self.lm(input_ids=text, **options).logits
@@ -191,7 +192,7 @@ class CausalLMDecoder(nn.Module):
             rows = rows.repeat_interleave(copies)
         text = import_transformers().DynamicCache(config=self.lm.config)
         keys_values = [cross.keys_values(latents, rows) for cross in cast(Iterable[GatedCrossAttention], self.cross)]
-        return LMCache(text, keys_values, _of_texts(lengths, rows))
+        return LMCache(text, keys_values, lengths_of_texts(lengths, rows))
 
 
 def config_for(config: Config, lm: Any) -> Config:
@@ -243,13 +244,6 @@ def _blocks(lm: Any) -> list[nn.Module]:
 def _without_latents(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     kwargs.pop(_KEYWORD, None)
     return args, kwargs
-
-
-def _of_texts(lengths: Tensor | None, clips: Tensor | None) -> Tensor | None:
-    """int32 [Q], the lengths of the clips that the texts are about."""
-    if lengths is None:
-        return None
-    return (lengths if clips is None else lengths[clips]).to(torch.int32)
 
 
 def _name(lm: Any) -> str:

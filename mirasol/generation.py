@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mirasol.batch import check_clip_of_text, check_text, check_values, expect_device, may_look_at
+from mirasol.batch import IGNORE, check_clip_of_text, check_text, check_values, expect_device, may_look_at
 from mirasol.causal_lm import CausalLMDecoder
 from mirasol.config import Config
 from mirasol.kernels.core.checks import expect, expect_int, expect_shape, expect_tensor
@@ -153,7 +153,7 @@ def score(
     longest = max(map(len, texts))
     device = latents.device
     text = torch.tensor([row + [config.pad_id] * (longest - len(row)) for row in texts])
-    labels = torch.full_like(text, -100)
+    labels = torch.full_like(text, IGNORE)
     for row, (q, c) in enumerate(pairs):
         first = len(prompts[q])
         labels[row, first : first + len(answers[q][c])] = torch.tensor(list(answers[q][c]))
@@ -171,7 +171,7 @@ def score(
     text, labels, clip = text.to(device), labels.to(device), clip.to(device)
     logits = decoder(text, latents, lengths=lengths, clip_of_text=clip)[:, :-1]
     losses = nn.functional.cross_entropy(
-        logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100, reduction="none"
+        logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=IGNORE, reduction="none"
     )
     scores = torch.full((len(prompts), max(map(len, answers))), -torch.inf, device=device)
     scores[tuple(torch.tensor(pairs, device=device).T)] = -losses.view(len(pairs), -1).sum(1)

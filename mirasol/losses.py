@@ -8,11 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from mirasol.batch import IGNORE
 from mirasol.config import Config
 from mirasol.records import Record, record
-
-IGNORE = -100
-"""A label that does not count."""
 
 
 @record

@@ -130,7 +130,7 @@ class TextDecoder(nn.Module):
         x = self.embedding(text)
         angles = rotary(start, text.shape[1], self._head_dim, self.config.rotary_base, x)
         if cache is None:
-            k_lengths = _of_texts(lengths, clip_of_text)
+            k_lengths = lengths_of_texts(lengths, clip_of_text)
             for block in self.blocks:
                 x = block(x, latents, angles, clip_of_text=clip_of_text, k_lengths=k_lengths)
         else:
@@ -165,12 +165,13 @@ class TextDecoder(nn.Module):
             dtype = autocast_dtype(weight)
             text.append((weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype)))
             cross.append(block.latent_keys_values(latents, rows) if block.cross_attention is not None else None)
-        return Cache(text, cross, _of_texts(lengths, rows))
+        return Cache(text, cross, lengths_of_texts(lengths, rows))
 
     @property
     def _head_dim(self) -> int:
         return self.config.text_dim // self.config.text_heads
 
 
-def _of_texts(lengths: Tensor | None, clip_of_text: Tensor | None) -> Tensor | None:
+def lengths_of_texts(lengths: Tensor | None, clip_of_text: Tensor | None) -> Tensor | None:
+    """[Q], how many latents of its clip each text sees; None where all count."""
     return lengths if lengths is None or clip_of_text is None else lengths[clip_of_text]

@@ -32,10 +32,10 @@ import torch
 from torch import Tensor
 
 from mirasol import cost
+from mirasol.batch import IGNORE
 from mirasol.config import Config
 from mirasol.data import Batch, ClipSource, Example, Loader, read_examples
 from mirasol.kernels.core.checks import expect
-from mirasol.losses import IGNORE
 from mirasol.model import Model
 from mirasol.tokenizer import Tokenizer
 from mirasol.training.build import build, use_features

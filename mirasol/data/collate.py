@@ -7,13 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mirasol.batch import IGNORE
 from mirasol.kernels.core.checks import expect, expect_int, expect_shape, refuse
 from mirasol.tokenizer import Tokenizer, encode_answer, encode_prompt
 
 from .clips import ClipTensors
-
-IGNORED = -100
-"""The label that does not count."""
 
 
 def collate(
@@ -110,13 +108,13 @@ def _texts(
             prompt = [prompt[0], *prompt[max(len(prompt) - asked, 1) :]]
             answer = answer[: max_text - len(prompt)]
         rows.append(prompt + answer)
-        labels.append([IGNORED] * len(prompt) + answer)
+        labels.append([IGNORE] * len(prompt) + answer)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     if pad is None:
         refuse("tokenizer", "have a pad_token_id or an eos_token_id", tokenizer)
     batch = {"text": _pad(rows, pad)}
     if answers is not None:
-        batch["labels"] = _pad(labels, IGNORED)
+        batch["labels"] = _pad(labels, IGNORE)
     return batch
 
 
