@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mirasol.cost import chunk_pairs
+from mirasol.past import Reach
 
 WORK = {"fwd": 1.0, "bwd": 2.5, "fwd+bwd": 3.5, "step": 1.0}
 """Matrix products of a mode over those of the forward pass."""
@@ -36,7 +37,7 @@ class Shape:
         chunks = self.chunks if self.window is None else min(self.window, self.chunks)
         if mode == "step":
             return self.tokens * self.tokens * chunks
-        return chunk_pairs(self.chunks, self.tokens, self.tokens, self.window)
+        return chunk_pairs(self.chunks, self.tokens, self.tokens, Reach(self.window))
 
     def flops(self, mode: str) -> int:
         return int(WORK[mode] * 4 * self.pairs(mode) * self.head_dim * self.batch * self.heads)

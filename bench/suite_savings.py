@@ -177,7 +177,7 @@ def _unpruned(module: combiner.TransformerCombiner, x: Tensor) -> Tensor:
     chunks, n = x.shape[1:3]
     y = x.flatten(1, 2)
     for block in module.blocks:
-        y = block(y, n, module.window)
+        y = block(y, n, module.reach)
     return module.project(y.unflatten(1, (chunks, n)))
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from mirasol.config import Config
 from mirasol.layers import SINCOS_STD, Block, ViT, sequence_positions, time_positions
+from mirasol.past import Memory, Reach, Ring, Rows
 
 
 class AudioVideoTransformer(nn.Module):
@@ -23,7 +27,7 @@ class AudioVideoTransformer(nn.Module):
     def __init__(self, config: Config):
         super().__init__()
         dim = config.av_dim
-        self.window, self.causal, self.mask_ratio = config.av_window, config.av_causal, config.mask_ratio
+        self.reach, self.causal, self.mask_ratio = config.reach("av"), config.av_causal, config.mask_ratio
         self.slots = nn.Parameter(torch.empty(config.latents_per_chunk, dim))
         self.mask = nn.Parameter(torch.empty(dim))
         self.blocks = nn.ModuleList(
@@ -36,12 +40,24 @@ class AudioVideoTransformer(nn.Module):
         nn.init.normal_(self.slots, std=SINCOS_STD)
         nn.init.normal_(self.mask)
 
-    def forward(self, combined: Tensor, times: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def new_past(self, rows: Rows, reach: Reach) -> Sequence[Ring | Memory]:
+        """What a stream keeps of earlier chunks."""
+        m = self.slots.shape[0]
+        return [block.attention.new_ring(rows, reach, m) for block in cast(Sequence[Block], self.blocks)]
+
+    def forward(
+        self,
+        combined: Tensor,
+        times: Tensor,
+        lengths: Tensor | None = None,
+        past: Sequence[Ring] | None = None,
+    ) -> Tensor:
         """
         Args:
             combined: [B, T, m, av_dim].
             times: [B, T], when each chunk begins, in seconds.
             lengths: [B], chunks of each clip; None: T. What is given for chunks behind these means nothing.
+            past: what `new_past` gave, to go on from by one chunk.
         """
         chunks, m, dim = combined.shape[1:]
         ratio = self.mask_ratio if self.training else 0.0
@@ -50,9 +66,9 @@ class AudioVideoTransformer(nn.Module):
         x = x + self.slots + time_positions(times, dim, combined)
         x = x.flatten(1, 2)
         k_lengths = lengths * m if lengths is not None else None
-        for block in self.blocks:
+        for i, block in enumerate(self.blocks):
             if self.causal:
-                x = block(x, m, self.window)
+                x = block(x, m, self.reach, past=past[i] if past else None)
             else:
                 x = block(x, chunks * m, k_lengths=k_lengths)
         return rearrange(self.norm(x), "b (t m) d -> b t m d", t=chunks)

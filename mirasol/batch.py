@@ -26,7 +26,7 @@ class Clips:
         video: [B, 3, T * F, H, W], or None.
         audio: [B, T * S], or None.
         video_features, audio_features: [B, T, n, encoder_dim] that stand in for the encoders' outputs, or None.
-        video_present, audio_present: [B] bool; None where every clip has what is given.
+        video_present, audio_present: [B] or [B, T] bool; None where every clip has what is given.
     """
 
     batch: int
@@ -100,8 +100,8 @@ class Clips:
             audio,
             video_features,
             audio_features,
-            _presence("video_present", video_present, batch, device, has_video),
-            _presence("audio_present", audio_present, batch, device, has_audio),
+            _presence("video_present", video_present, batch, longest, device, has_video),
+            _presence("audio_present", audio_present, batch, longest, device, has_audio),
         )
 
     @property
@@ -119,16 +119,16 @@ class Clips:
         return torch.arange(self.chunks, device=self.device) < self.lengths[:, None]
 
     def chunks_with_video(self) -> Tensor:
-        """[B, T] bool: false too where the clip has no picture."""
+        """[B, T] bool: false too where the clip, or the chunk, has no picture."""
         return _of_present(self.chunks_that_exist(), self.video_present)
 
     def chunks_with_audio(self) -> Tensor:
-        """[B, T] bool: false too where the clip has no sound."""
+        """[B, T] bool: false too where the clip, or the chunk, has no sound."""
         return _of_present(self.chunks_that_exist(), self.audio_present)
 
 
 def _of_present(exists: Tensor, present: Tensor | None) -> Tensor:
-    return exists if present is None else exists & present[:, None]
+    return exists if present is None else exists & (present if present.ndim == 2 else present[:, None])
 
 
 def check_text(text: Tensor, labels: Tensor | None, clip_of_text: Tensor | None, clips: int, vocabulary: int) -> None:
@@ -170,6 +170,28 @@ def check_latents(config: Config, latents: Tensor, chunks: Tensor | None) -> Ten
     expect(latents.shape[1] > 0 and latents.shape[1] % m == 0, "latents", f"hold m = {m} tokens a chunk", latents)
     lengths = _lengths(chunks, latents.shape[0], latents.shape[1] // m, latents.device)
     return lengths * m if lengths is not None else None
+
+
+def within_reach(config: Config, latents: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The latents of `text_window` and `text_sinks`, of every clip's last chunks and first ones.
+
+    Args:
+        latents: [B, T * m, av_dim].
+        lengths: [B], how many of a clip's latents count; None: all.
+    Returns:
+        latents [B, N, av_dim] and how many of the N count, or None for all.
+    """
+    window, sinks = config.reach("text")
+    m, chunks = config.latents_per_chunk, latents.shape[1] // config.latents_per_chunk
+    if window is None or chunks <= window + sinks:
+        return latents, lengths
+    kept = torch.arange(window + sinks, device=latents.device)
+    counts = latents.new_full((1,), chunks, dtype=torch.int64) if lengths is None else lengths // m
+    gone = (counts - window - sinks).clamp(min=0)[:, None]
+    places = torch.where(kept < sinks, kept, kept + gone)  # [1 or B, window + sinks]
+    index = places[:, :, None, None].expand(latents.shape[0], -1, m, latents.shape[2])
+    seen = latents.unflatten(1, (chunks, m)).gather(1, index).flatten(1, 2)
+    return seen, lengths if lengths is None else lengths.clamp(max=(window + sinks) * m)
 
 
 def expect_device(name: str, tensor: Tensor | None, device: torch.device) -> None:
@@ -256,12 +278,17 @@ def _times(config: Config, times: Tensor | None, batch: int, longest: int, devic
     return times.float()
 
 
-def _presence(name: str, mask: Tensor | None, batch: int, device: torch.device, given: bool) -> Tensor | None:
+def _presence(
+    name: str, mask: Tensor | None, batch: int, longest: int, device: torch.device, given: bool
+) -> Tensor | None:
     if mask is None:
         return None
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise TypeError(f"{name} must be a bool tensor [B], was {describe(mask)}")
-    expect_shape(name, mask, (batch,), "[B]")
+        raise TypeError(f"{name} must be a bool tensor [B] or [B, T], was {describe(mask)}")
+    if mask.ndim == 2:
+        expect_shape(name, mask, (batch, longest), "[B, T]")
+    else:
+        expect_shape(name, mask, (batch,), "[B] or [B, T]")
     expect_device(name, mask, device)
     if not given and may_look_at(mask):
         expect(not bool(mask.any()), name, f"be False without {name.removesuffix('_present')}", mask)

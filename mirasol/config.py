@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args
 
 from mirasol.encoders.tubes import MergedTube
 from mirasol.kernels import Tube, check_tubes
+from mirasol.past import Reach
 
 CombinerKind = Literal["transformer", "ttm", "attention", "perceiver", "mean", "none"]
 
@@ -70,6 +71,7 @@ class Config:
     combiner_window: int | None = (
         None  # chunks seen, own included: 1 is this chunk only, None all (paper: contradictory)
     )
+    combiner_sinks: int = 0  # first chunks that stay in sight of a windowed Combiner
     ttm_memory: int = 96  # s, of all groups together
     ttm_read: int = 32  # r, of all groups together; the last m of these are passed on
     ttm_groups: int = 2  # memories, each for its own share of a chunk's tokens (arXiv 2410.16267)
@@ -89,7 +91,8 @@ class Config:
     av_dim: int = 768
     av_layers: int = 12
     av_heads: int = 12
-    av_window: int | None = None
+    av_window: int | None = None  # chunks seen, own included; None all
+    av_sinks: int = 0  # first chunks that stay in sight beyond the window
     av_causal: bool = True  # False: every chunk sees every chunk, the baseline that cannot predict
     mask_ratio: float = 0.25  # of combined tokens, in training; reported without a number
 
@@ -109,6 +112,8 @@ class Config:
     text_dim: int = 768
     text_layers: int = 12
     text_heads: int = 12
+    text_window: int | None = None  # last chunks of a clip that its texts look at; None all
+    text_sinks: int = 0  # first chunks that they look at beside these
     cross_every: int = 1  # a cross-attention in every layer
     rotary_base: float = 10000.0  # of the text's positions (arXiv 2104.09864)
 
@@ -132,7 +137,7 @@ class Config:
             _check_kind(field.name, field.default, value)
             object.__setattr__(self, field.name, value)
             if isinstance(field.default, int | None) and not isinstance(value, bool | None):
-                smallest = 0 if field.name.endswith("_id") else 1
+                smallest = 0 if field.name.endswith(("_id", "_sinks")) else 1
                 _require(value >= smallest, field.name, f"be at least {smallest}", value)
             if isinstance(field.default, float) or field.name.startswith("pixel_"):
                 values = value if isinstance(value, tuple) else (value,)
@@ -154,6 +159,9 @@ class Config:
         for part in ("encoder", "combiner", "av", "reconstruction", "text"):
             dim, heads = getattr(self, f"{part}_dim"), getattr(self, f"{part}_heads")
             _require(dim % heads == 0, f"{part}_dim", f"be a multiple of {part}_heads = {heads}", dim)
+        for part in ("combiner", "av", "text"):
+            window, sinks = self.reach(part)
+            _require(window is not None or sinks == 0, f"{part}_sinks", f"be 0 without {part}_window", sinks)
         _require(
             self.text_dim // self.text_heads % 2 == 0,
             "text_dim",
@@ -203,6 +211,10 @@ class Config:
             _require(self.encoder_dim % tube.parts == 0, "encoder_dim", f"divide by {tube.merge}", self.encoder_dim)
         plain = self.tube_kernels == "separate" or not self.tube_merge
         _require(plain, "tube_merge", "be empty with tube_kernels = 'interpolated'", self.tube_merge)
+
+    def reach(self, part: str) -> Reach:
+        """How far back the "combiner", the "av" Transformer or the "text" sees."""
+        return Reach(getattr(self, f"{part}_window"), getattr(self, f"{part}_sinks"))
 
     @property
     def seconds_per_chunk(self) -> float:

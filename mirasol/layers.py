@@ -7,7 +7,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mirasol.kernels import chunked_attention, last_m
+from mirasol.kernels.core.dispatch import autocast_dtype
+from mirasol.past import Reach, Ring, Rows
 
+EVERYTHING = Reach()
 SINCOS_STD = 0.5**0.5
 """Root of the mean square of a sin-cos position, what a learned position beside one starts with."""
 
@@ -85,6 +88,12 @@ class Attention(nn.Module):
         keys, values = rearrange(self.key_value(source), "b n (two h d) -> two b h n d", two=2, h=self.heads).unbind(0)
         return rotate(keys, angles), values
 
+    def new_ring(self, rows: Rows, reach: Reach, tokens: int) -> Ring:
+        """Room for the keys and values of a stream's chunks of so many tokens."""
+        weight = self.key_value.weight
+        like = weight.new_empty(0, dtype=autocast_dtype(weight))
+        return Ring(rows, reach, tokens, self.heads, weight.shape[0] // (2 * self.heads), like)
+
     def forward(
         self,
         x: Tensor,
@@ -92,7 +101,7 @@ class Attention(nn.Module):
         *,
         q_chunk: int,
         k_chunk: int | None = None,
-        window: int | None = None,
+        reach: Reach = EVERYTHING,
         k_lengths: Tensor | None = None,
         angles: Rotary | None = None,
     ) -> Tensor:
@@ -103,7 +112,8 @@ class Attention(nn.Module):
         """
         q = rotate(rearrange(self.query(x), "b n (h d) -> b h n d", h=self.heads), angles)
         if k_lengths is None:
-            out = chunked_attention(q, *keys_values, q_chunk=q_chunk, k_chunk=k_chunk, window=window)
+            window, sinks = reach
+            out = chunked_attention(q, *keys_values, q_chunk=q_chunk, k_chunk=k_chunk, window=window, sinks=sinks)
         else:
             out = _attend_to_first(q, *keys_values, k_lengths)
         return self.out(rearrange(out, "b h n d -> b n (h d)"))
@@ -152,24 +162,30 @@ class Block(nn.Module):
         self,
         x: Tensor,
         chunk: int,
-        window: int | None = None,
+        reach: Reach = EVERYTHING,
         keep: int | None = None,
         k_lengths: Tensor | None = None,
+        past: Ring | None = None,
     ) -> Tensor:
         """x [B, T * chunk, dim] -> the same, or [B, T * keep, dim].
 
         Args:
             chunk: tokens per chunk; a token sees its own chunk and earlier ones.
-            window: chunks seen, the own one included; None: all earlier ones.
+            reach: how many of these.
             keep: compute the last `keep` tokens of every chunk only. All tokens still serve as keys and values, so
                 the result is what computing everything and slicing gives.
             k_lengths: [B], all tokens see the first `k_lengths[b]` ones, whatever their chunk.
+            past: the chunks before x, which is then one chunk and is added to them; its reach takes the place of
+                `reach`.
         """
         y = self.norm1(x)
         keys_values = self.attention.keys_values(y)
         if keep is not None:
             x, y = _last_of_chunks(x, chunk, keep), _last_of_chunks(y, chunk, keep)
-        x = x + self.attention(y, keys_values, q_chunk=keep or chunk, k_chunk=chunk, window=window, k_lengths=k_lengths)
+        if past is not None:
+            keys_values, k_lengths = past.append(*keys_values)
+            chunk, reach = keys_values[0].shape[2], EVERYTHING
+        x = x + self.attention(y, keys_values, q_chunk=keep or chunk, k_chunk=chunk, reach=reach, k_lengths=k_lengths)
         return x + self.mlp(self.norm2(x))
 
 

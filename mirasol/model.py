@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from mirasol import checkpoint, generation
 from mirasol.audiovideo import AudioVideoTransformer, Reconstruction
-from mirasol.batch import Clips, check_latents, check_text, expect_device
+from mirasol.batch import Clips, check_latents, check_text, expect_device, within_reach
 from mirasol.causal_lm import CausalLMDecoder, config_for
 from mirasol.combiner import COMBINERS
 from mirasol.config import Config
@@ -21,9 +21,13 @@ from mirasol.encoders.video import TubeEmbedding
 from mirasol.kernels.core.checks import expect_tensor
 from mirasol.layers import SINCOS_STD, ViT, init_weights, time_positions
 from mirasol.losses import Losses, latent_loss, reconstruction_loss, small_copy, small_copy_features, text_loss
+from mirasol.past import Past
 from mirasol.records import Record, record
 from mirasol.text import TextDecoder
 from mirasol.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from mirasol.streaming import Stream
 
 
 @record
@@ -47,8 +51,8 @@ class Output(Record):
 
 
 @dataclass
-class _Encoded:
-    """A modality that no clip has is encoded once: B and T are then 1."""
+class Encoded:
+    """What becomes of clips up to h. A modality that no clip has is encoded once: B and T are then 1."""
 
     video: Tensor  # [B, T, n_v, encoder_dim]
     audio: Tensor  # [B, T, n_a, encoder_dim]
@@ -160,8 +164,8 @@ class Model(nn.Module):
             labels: [Q, L] int64, aligned with `text` (the shift is done here); -100 does not count.
             chunks: [B] int64, chunks of each clip, 1..T; default: T.
             times: [B, T] float, when each chunk begins, in seconds; default: one chunk after the other from 0.
-            video_present, audio_present: [B] bool; False where a clip of the batch has none, its content is then
-                ignored. A modality that is None is missing in all clips.
+            video_present, audio_present: [B] or [B, T] bool; False where a clip of the batch, or a chunk of it, has
+                none, its content is then ignored. A modality that is None is missing in all clips.
             video_features: [B, T, n_v, encoder_dim] in place of the video encoder's; `video` may still be given as
                 the target of the reconstruction.
             audio_features: [B, T, n_a, encoder_dim], likewise.
@@ -174,7 +178,7 @@ class Model(nn.Module):
         """
         given = (video, audio, times, video_present, audio_present, video_features, audio_features)
         clips: Clips | None = None
-        encoded: _Encoded | None = None
+        encoded: Encoded | None = None
         if text is not None:
             expect_tensor("text", text, "Q L", dtypes=(torch.int64,))
         if latents is not None:
@@ -196,14 +200,15 @@ class Model(nn.Module):
                 text=text,
             )
             batch = clips.batch
-            encoded = self._encode(clips)
+            encoded = self.encode_clips(clips)
             latents = encoded.h.flatten(1, 2)
             lengths = clips.lengths * self.config.latents_per_chunk if clips.lengths is not None else None
         logits = None
         if text is not None:
             check_text(text, labels, clip_of_text, batch, self.config.vocab_size)
             expect_device("text", text, latents.device)
-            logits = self.text_decoder(text, latents, lengths=lengths, clip_of_text=clip_of_text)
+            seen, lengths = within_reach(self.config, latents, lengths)
+            logits = self.text_decoder(text, seen, lengths=lengths, clip_of_text=clip_of_text)
         else:
             for name, tensor in (("labels", labels), ("clip_of_text", clip_of_text)):
                 if tensor is not None:
@@ -240,7 +245,7 @@ class Model(nn.Module):
             video_features=video_features,
             audio_features=audio_features,
         )
-        return self._encode(clips).h.flatten(1, 2)
+        return self.encode_clips(clips).h.flatten(1, 2)
 
     def features(
         self,
@@ -258,6 +263,37 @@ class Model(nn.Module):
         seen, heard, _ = self._features(clips)
         shape = (clips.batch, clips.chunks, -1, -1)
         return seen.expand(shape), heard.expand(shape)
+
+    def missing_features(self) -> tuple[Tensor, Tensor]:
+        """What the encoders make of a chunk without picture [1, 1, n_v, d], and without sound [1, 1, n_a, d]."""
+        return self._missing_video(self.modality), self._missing_audio(self.modality)
+
+    def stream(
+        self,
+        batch: int = 1,
+        *,
+        tokenizer: Tokenizer | None = None,
+        memory: int | None = None,
+        sinks: int = 0,
+        grow: bool = False,
+    ) -> Stream:
+        """Watch and listen chunk after chunk, in bounded memory, and answer at any time: see `mirasol.streaming`.
+
+        Args:
+            batch: B streams that one call may push together.
+            tokenizer: for questions in words.
+            memory: chunks that the parts keep whose windows (`combiner_window`, `av_window`, `text_window`) the
+                configuration leaves open. The stream then gives what a model with these windows gives for the whole
+                clip; up to `memory` chunks, what this one does.
+            sinks: first chunks that these parts keep beside them.
+            grow: let them keep all chunks instead.
+        Raises:
+            ValueError: what is kept would grow with every chunk, and neither `memory` nor `grow` was given; a model
+                whose chunks see later ones.
+        """
+        from mirasol.streaming import Stream
+
+        return Stream(self, batch, tokenizer=tokenizer, memory=memory, sinks=sinks, grow=grow)
 
     @torch.no_grad()
     def generate(
@@ -298,7 +334,7 @@ class Model(nn.Module):
                     video_features=video_features,
                     audio_features=audio_features,
                 )
-            lengths = check_latents(self.config, latents, chunks)
+            latents, lengths = within_reach(self.config, latents, check_latents(self.config, latents, chunks))
             return generation.generate(
                 self.text_decoder, self.config, latents, prompt, lengths=lengths, clip_of_text=clip_of_text, **options
             )
@@ -327,7 +363,7 @@ class Model(nn.Module):
             TypeError, ValueError: an argument of a wrong kind, shape or value, by name.
         """
         with generation.evaluating(self):
-            lengths = check_latents(self.config, latents, chunks)
+            latents, lengths = within_reach(self.config, latents, check_latents(self.config, latents, chunks))
             return generation.score(
                 self.text_decoder, self.config, latents, prompts, answers, lengths=lengths, clip_of_text=clip_of_text
             )
@@ -372,9 +408,9 @@ class Model(nn.Module):
             model = cls(saved.config, text_decoder=language_model)
         return checkpoint.fill(model, saved, dtype=dtype, device=device)
 
-    def _features(self, clips: Clips) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _features(self, clips: Clips, past: Past | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """[B, T, n_v, d], [B, T, n_a, d] (1 x 1 where no clip has any), and the spectrogram's patches."""
-        return self._video_features(clips), *self._audio_features(clips)
+        return self._video_features(clips), *self._audio_features(clips, past)
 
     def _video_features(self, clips: Clips) -> Tensor:
         here = clips.chunks_with_video()
@@ -382,25 +418,36 @@ class Model(nn.Module):
             return _per_chunk(self.video_vit, self.video_embedding(clips.video, here))
         if clips.video_features is not None and clips.video_present is None and clips.lengths is None:
             return clips.video_features
-        size = self.config.image_size
-        nothing = here.new_zeros((1, 3, self.config.frames_per_chunk, size, size), dtype=torch.uint8)
-        missing = _per_chunk(self.video_vit, self.video_embedding(nothing, here.new_zeros((1, 1))))
-        return _where_present(here, clips.video_features, missing)
+        return _where_present(here, clips.video_features, self._missing_video(here))
 
-    def _audio_features(self, clips: Clips) -> tuple[Tensor, Tensor | None]:
+    def _audio_features(self, clips: Clips, past: Past | None) -> tuple[Tensor, Tensor | None]:
         here = clips.chunks_with_audio()
-        vit = self.audio_vit if self.audio_vit is not None else self.video_vit
-        mel = self.audio_embedding.patches(clips.audio, here) if clips.audio is not None else None
+        mel = None
+        if clips.audio is not None:
+            mel = self.audio_embedding.patches(clips.audio, here, past.sound if past else None)
         if mel is not None and clips.audio_features is None:
-            return _per_chunk(vit, self.audio_embedding(mel, here)), mel
+            return _per_chunk(self._sound_vit, self.audio_embedding(mel, here)), mel
         if clips.audio_features is not None and clips.audio_present is None and clips.lengths is None:
             return clips.audio_features, mel
-        nothing = self.audio_embedding.patches(here.new_zeros((1, self.config.samples_per_chunk), dtype=torch.float32))
-        missing = _per_chunk(vit, self.audio_embedding(nothing, here.new_zeros((1, 1))))
-        return _where_present(here, clips.audio_features, missing), mel
+        return _where_present(here, clips.audio_features, self._missing_audio(here)), mel
 
-    def _encode(self, clips: Clips) -> _Encoded:
-        video, audio, mel = self._features(clips)
+    def _missing_video(self, like: Tensor) -> Tensor:
+        size = self.config.image_size
+        nothing = like.new_zeros((1, 3, self.config.frames_per_chunk, size, size), dtype=torch.uint8)
+        return _per_chunk(self.video_vit, self.video_embedding(nothing, like.new_zeros((1, 1), dtype=torch.bool)))
+
+    def _missing_audio(self, like: Tensor) -> Tensor:
+        nothing = self.audio_embedding.patches(like.new_zeros((1, self.config.samples_per_chunk), dtype=torch.float32))
+        nobody = like.new_zeros((1, 1), dtype=torch.bool)
+        return _per_chunk(self._sound_vit, self.audio_embedding(nothing, nobody))
+
+    @property
+    def _sound_vit(self) -> ViT:
+        return self.audio_vit if self.audio_vit is not None else self.video_vit
+
+    def encode_clips(self, clips: Clips, past: Past | None = None) -> Encoded:
+        """All up to h. With a past, one chunk of each row whose turn it is, which the past then holds too."""
+        video, audio, mel = self._features(clips, past)
         shape = (clips.batch, clips.chunks, -1, -1)
         x = torch.cat(
             [
@@ -411,14 +458,14 @@ class Model(nn.Module):
         )
         if self.config.combiner != "ttm" or self.config.ttm_time_stamps:
             x = x + time_positions(clips.times, x.shape[-1], x)
-        combined = self.combiner(x)
-        h = self.audio_video(combined, clips.times, clips.lengths)
+        combined = self.combiner(x, past.combiner if past else None)
+        h = self.audio_video(combined, clips.times, clips.lengths, past.audio_video if past else None)
         if clips.lengths is not None:
             h = torch.where(clips.chunks_that_exist()[:, :, None, None], h, 0)
-        return _Encoded(video, audio, mel, combined, h)
+        return Encoded(video, audio, mel, combined, h)
 
     def _losses(
-        self, clips: Clips | None, encoded: _Encoded | None, logits: Tensor | None, labels: Tensor | None, like: Tensor
+        self, clips: Clips | None, encoded: Encoded | None, logits: Tensor | None, labels: Tensor | None, like: Tensor
     ) -> Losses:
         """What weighs 0 is not computed, but for the latent loss, which tells whether chunks are told apart."""
         config = self.config

@@ -38,6 +38,7 @@ VARIANTS: list[dict[str, Any]] = [
     dict(reconstruction_target="features", share_encoders=True, cross_every=2, text_layers=3, mlp_ratio=2),
     dict(tube_merge=((1, 2, 2), (1, 1, 1)), av_dim=96, text_dim=128, vocab_size=400),
     dict(tube_kernels="interpolated", tube_kernel_size=(4, 6, 6)),
+    dict(combiner_window=1, combiner_sinks=1, av_window=1, av_sinks=1, text_window=1, text_sinks=1),
 ]
 
 

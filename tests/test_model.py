@@ -336,7 +336,7 @@ def test_batches_collate():
         (
             dict(audio=torch.zeros(2, 2560), audio_present=torch.ones(3, dtype=torch.bool)),
             ValueError,
-            "audio_present must be [B] = [2], was [3] bool on cpu",
+            "audio_present must be [B] or [B, T] = [2], was [3] bool on cpu",
         ),
         (
             dict(audio=torch.zeros(1, 2560), video_present=torch.ones(1, dtype=torch.bool)),
@@ -376,3 +376,50 @@ def test_batches_collate():
 def test_refusals_name_the_argument(arguments, kind, message):
     with pytest.raises(kind, match=re.escape(message)):
         mirasol.Model.from_preset("tiny").eval()(**arguments)
+
+
+@pytest.mark.parametrize("chunks", [None, [5, 2], [3, 4]])
+def test_texts_look_at_the_last_chunks_and_the_first(chunks):
+    """Chunk by chunk: what lies within reach, and nothing else, changes the text."""
+    model = mirasol.Model.from_preset("tiny", text_window=2, text_sinks=1).eval().double()
+    m, lengths = model.config.latents_per_chunk, [5, 5] if chunks is None else chunks
+    latents, text = torch.randn(2, 5 * m, model.config.av_dim).double(), question()
+    given = None if chunks is None else torch.tensor(chunks)
+    before = model(latents=latents, text=text, chunks=given).logits
+    for chunk in range(5):
+        changed = latents.clone()
+        changed[:, chunk * m : (chunk + 1) * m] += 1
+        after = model(latents=changed, text=text, chunks=given).logits
+        for clip, length in enumerate(lengths):
+            seen = chunk < length and (chunk < 1 or chunk >= length - 2)
+            assert torch.equal(before[clip], after[clip]) != seen, (clip, chunk)
+
+
+def test_answers_and_scores_look_no_further_back_than_the_text():
+    model = mirasol.Model.from_preset("tiny", text_window=1).eval()
+    m = model.config.latents_per_chunk
+    latents = torch.randn(1, 3 * m, model.config.av_dim)
+    assert torch.equal(model.score(latents, [[257]], [[[1, 2]]]), model.score(latents[:, -m:], [[257]], [[[1, 2]]]))
+    assert torch.equal(model.generate(latents=latents), model.generate(latents=latents[:, -m:]))
+
+
+@pytest.mark.parametrize("missing", ["video", "audio"])
+def test_what_a_chunk_lacks_is_ignored(missing):
+    """In the middle of a clip: its content does not count, and the chunk is as one of a clip that has none."""
+    model = mirasol.Model.from_preset("tiny", combiner="mean").eval().double()
+    inputs = clips(model.config)
+    inputs["audio"] = inputs["audio"].double()
+    present = torch.tensor([[True, False, True], [True, True, True]])
+    garbage = {name: value.clone() for name, value in inputs.items()}
+    garbage["audio"] = garbage["audio"].unflatten(1, (3, -1))
+    garbage["video"] = garbage["video"].unflatten(2, (3, -1))
+    garbage["audio" if missing == "audio" else "video"].select(2 if missing == "video" else 1, 1)[0].fill_(77)
+    garbage["audio"], garbage["video"] = garbage["audio"].flatten(1), garbage["video"].flatten(2, 3)
+    known = model.encode(**inputs, **{f"{missing}_present": present}).unflatten(1, (3, -1))
+    assert torch.equal(model.encode(**garbage, **{f"{missing}_present": present}).unflatten(1, (3, -1)), known)
+    alone = {name: value for name, value in inputs.items() if name != missing}
+    seen, heard = model.features(**alone)
+    features = torch.cat([model.features(**inputs)[missing == "audio"]])
+    features[0, 1] = (seen, heard)[missing == "audio"][0, 1]
+    expected = model.encode(**alone, **{f"{missing}_features": features}).unflatten(1, (3, -1))
+    assert_close("latents", known[:, :2], expected[:, :2], rtol=SAME_SUMS)

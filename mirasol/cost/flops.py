@@ -13,6 +13,7 @@ from math import prod
 from mirasol.config import Config
 from mirasol.cost.parameters import group_sizes, target_sizes, target_tokens
 from mirasol.kernels import tube_grid
+from mirasol.past import Reach
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ def model(
         enter=linear(seen * n_v + heard * n_a, d, config.combiner_dim),
         combiner=combiner(config, chunks),
         audio_video=audio_video(config, chunks),
-        text=text(config, chunks * config.latents_per_chunk, text_tokens, texts),
+        text=text(config, most_seen(chunks, config.reach("text")) * config.latents_per_chunk, text_tokens, texts),
         losses=heads(config, chunks, video, audio) if losses else 0,
     )
 
@@ -108,9 +109,14 @@ def block(tokens: int, dim: int, pairs: int, mlp_ratio: int, keep: int | None = 
     )
 
 
-def chunk_pairs(chunks: int, queries: int, keys: int, window: int | None = None) -> int:
-    """Visible pairs where chunk c sees min(c + 1, window) chunks, with so many queries and keys a chunk."""
-    seen = chunks if window is None else min(window, chunks)
+def most_seen(chunks: int, reach: Reach) -> int:
+    """Of so many chunks, how many the last one sees."""
+    return chunks if reach.window is None else min(sum(reach), chunks)
+
+
+def chunk_pairs(chunks: int, queries: int, keys: int, reach: Reach = Reach()) -> int:
+    """Visible pairs where chunk c sees min(c + 1, window + sinks) chunks, with so many queries and keys a chunk."""
+    seen = most_seen(chunks, reach)
     return queries * keys * (seen * (seen + 1) // 2 + (chunks - seen) * seen)
 
 
@@ -146,18 +152,18 @@ def combiner(config: Config, chunks: int) -> int:
 def transformer_combiner(config: Config, chunks: int, pruned: bool = True) -> int:
     """The blocks of the causal-Transformer Combiner; `pruned`: the last one computes m tokens a chunk only."""
     d, n, m, ratio = config.combiner_dim, config.tokens_per_chunk, config.combined_tokens, config.mlp_ratio
-    window = config.combiner_window
-    whole = block(chunks * n, d, chunk_pairs(chunks, n, n, window), ratio)
+    reach = config.reach("combiner")
+    whole = block(chunks * n, d, chunk_pairs(chunks, n, n, reach), ratio)
     if not pruned:
         return config.combiner_layers * whole
-    last = block(chunks * n, d, chunk_pairs(chunks, m, n, window), ratio, keep=chunks * m)
+    last = block(chunks * n, d, chunk_pairs(chunks, m, n, reach), ratio, keep=chunks * m)
     return (config.combiner_layers - 1) * whole + last
 
 
 def pooling(config: Config, chunks: int) -> int:
     """Learned queries that attend to the tokens of this and earlier chunks."""
     d, n, m = config.combiner_dim, config.tokens_per_chunk, config.combined_tokens
-    pairs = chunk_pairs(chunks, m, n, config.combiner_window)
+    pairs = chunk_pairs(chunks, m, n, config.reach("combiner"))
     return linear(chunks * (n + m), d, 2 * d) + attention(pairs, d)
 
 
@@ -227,7 +233,7 @@ def erase_add(config: Config, s: int, r: int) -> int:
 def audio_video(config: Config, chunks: int) -> int:
     """The Transformer over the combined tokens of all chunks."""
     d, m = config.av_dim, config.latents_per_chunk
-    pairs = chunk_pairs(chunks, m, m, config.av_window) if config.av_causal else (chunks * m) ** 2
+    pairs = chunk_pairs(chunks, m, m, config.reach("av")) if config.av_causal else (chunks * m) ** 2
     return config.av_layers * block(chunks * m, d, pairs, config.mlp_ratio)
 
 

@@ -13,6 +13,7 @@ import torch
 
 from mirasol.config import Config
 from mirasol.cost import parameters as count
+from mirasol.cost.flops import most_seen
 from mirasol.kernels import tube_grid
 
 SINGLE = 4
@@ -120,7 +121,7 @@ def activations(
     Arguments as in `memory`.
     """
     e, m, n = dtype.itemsize, config.latents_per_chunk, config.tokens_per_chunk
-    latents = chunks * m
+    latents, read = chunks * m, most_seen(chunks, config.reach("text")) * m
     parts = [
         *_encoders(config, chunks, e),
         _combiner(config, chunks, e),
@@ -130,7 +131,8 @@ def activations(
         _stack(config.av_layers, latents, config.av_dim, config.av_heads, config.mlp_ratio, e),
         Kept(latents * 3 * config.av_dim * SINGLE),  # cosine distance
         *_reconstructions(config, chunks, e),
-        *([_text(config, latents, text_tokens, texts, e)] if text_tokens else []),
+        Kept(read * config.av_dim * e if read < latents else 0),  # the latents within reach of the text, taken out
+        *([_text(config, read, text_tokens, texts, e)] if text_tokens else []),
     ]
     blocks = [block for part in parts for block in part.blocks]
     beside = sum(part.beside for part in parts)

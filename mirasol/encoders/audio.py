@@ -10,6 +10,7 @@ from mirasol.config import Config
 from mirasol.encoders import present_or_missing
 from mirasol.encoders.mel import LogMel
 from mirasol.layers import sincos
+from mirasol.past import Memory, Rows
 
 
 class MelEmbedding(nn.Module):
@@ -28,14 +29,27 @@ class MelEmbedding(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.missing)
 
-    def patches(self, audio: Tensor, present: Tensor | None = None) -> Tensor:
+    def new_past(self, rows: Rows) -> Memory:
+        """What a stream keeps of earlier chunks: the samples that the first frames of the next one reach back to."""
+        return Memory(rows, self.mel.window.new_zeros(self.mel.past_samples, dtype=torch.float32))
+
+    def patches(self, audio: Tensor, present: Tensor | None = None, past: Memory | None = None) -> Tensor:
         """audio [B, T * S] float -> normalised spectrogram patches [B, T, n_a, bins * frames].
 
-        0 in chunks that are not present [B, T].
+        Args:
+            present: [B, T]; the others are 0, and silent for those after them.
+            past: what `new_past` gave, to go on from.
         """
         config = self.config
         (bins, frames), (rows, columns) = config.mel_patch, config.mel_grid
-        spectrogram = (self.mel(audio.float()) - config.mel_mean) / config.mel_std
+        audio = audio.float()
+        if present is not None:
+            chunks = audio.unflatten(1, (present.shape[1], -1))
+            audio = torch.where(present[:, :, None], chunks, 0).flatten(1)
+        before = past.read() if past is not None else None
+        spectrogram = (self.mel(audio, before) - config.mel_mean) / config.mel_std
+        if past is not None:
+            past.write(self.mel.next_past(audio, before))
         patches = rearrange(spectrogram, "b (r p) (t c f) -> b t (r c) (p f)", r=rows, p=bins, c=columns, f=frames)
         return patches if present is None else torch.where(present[:, :, None, None], patches, 0)
 

@@ -10,6 +10,7 @@ import pytest
 from counting import count
 from mirasol import Config, cost
 from mirasol.config import CombinerKind
+from mirasol.past import Reach
 
 COMBINERS = get_args(CombinerKind)
 CHANGES = [
@@ -33,6 +34,7 @@ CHANGES = [
     dict(tube_kernels="interpolated", tube_kernel_size=(4, 6, 6)),
     dict(cross_every=3, text_layers=5),
     dict(combiner_window=9, av_window=1, av_layers=3),
+    dict(combiner_window=1, combiner_sinks=1, av_window=2, av_sinks=1, text_window=1, text_sinks=1),
     dict(reconstruction_target="features", combiner="none", av_causal=False),
     dict(combiner="ttm", ttm_memory=48, ttm_read=8, ttm_hidden=24, ttm_positions=False),
 ]
@@ -118,17 +120,17 @@ def test_no_text_no_decoder():
     assert_equal_to_the_counter(Config.preset("tiny"), 2, 0)
 
 
-@pytest.mark.parametrize("window", [None, 1, 2, 3, 9])
-def test_chunk_pairs_by_enumeration(window):
+@pytest.mark.parametrize(("window", "sinks"), [(None, 0), (1, 0), (2, 0), (3, 0), (9, 0), (1, 1), (2, 2), (3, 4), (1, 9)])
+def test_chunk_pairs_by_enumeration(window, sinks):
     chunks, queries, keys = 5, 3, 4
     seen = [
         (c, key)
         for c in range(chunks)
         for _ in range(queries)
         for key in range(chunks * keys)
-        if key // keys <= c and (window is None or key // keys > c - window)
+        if key // keys <= c and (window is None or key // keys > c - window or key // keys < sinks)
     ]
-    assert cost.chunk_pairs(chunks, queries, keys, window) == len(seen)
+    assert cost.chunk_pairs(chunks, queries, keys, Reach(window, sinks)) == len(seen)
 
 
 def test_pruning_saves_what_its_formula_says():
