@@ -13,12 +13,11 @@ from torch import Tensor
 from mirasol.config import Config
 from mirasol.kernels.core.checks import expect, expect_int
 from mirasol.media import load
-from mirasol.media.source import Source, _import_av, open_source
+from mirasol.media.source import Source, open_source
+from mirasol.media.timing import SLACK
+from mirasol.media.tracks import _import_av
 
 from .table import Example
-
-SLACK = 1e-3
-"""Seconds, a tick of a coarse container: a remainder below this is no chunk of its own."""
 
 
 @dataclass(frozen=True, eq=False)

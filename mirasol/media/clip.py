@@ -16,7 +16,9 @@ from mirasol.kernels.core.checks import describe, expect, expect_int
 from .frames import FrameSampler, make_picture
 from .reading import Reader
 from .sound import SoundTrack
-from .source import Source, TrackFailure, open_source
+from .source import Source, open_source
+from .timing import instant
+from .tracks import TrackFailure
 
 MAX_TOLD_SAMPLES = 2**26
 """Of sound, where the file alone says how long it is: 70 minutes at 16 kHz, 320 MB with the mask."""
@@ -175,7 +177,7 @@ def _load(source: Source, request: _Request) -> Clip:
     samples_each = chunks * samples // len(starts)
     sampler, tracks, audio, audio_valid = None, [], None, None
     if source.video is not None:
-        instants = [[start + (frame + 0.5) * (piece / frames) for frame in range(frames_each)] for start in starts]
+        instants = [[start + instant(frame, piece, frames) for frame in range(frames_each)] for start in starts]
         pictures = torch.empty(3, chunks * frames, *request.size, dtype=torch.uint8)
         sampler = FrameSampler(
             source, request.start, instants, pictures, lambda frame: make_picture(frame, request.size, request.fit)

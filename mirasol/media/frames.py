@@ -11,9 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from .source import Source
-
-INSTANT = 1e-6
-"""Seconds by which a frame may come later than the instant it is asked for: rounding of times, far below a frame."""
+from .timing import INSTANT
 
 
 class FrameSampler:

@@ -7,7 +7,8 @@ from typing import Any
 
 from .frames import FrameSampler
 from .sound import SoundTrack
-from .source import Source, TrackFailure, told
+from .source import Source
+from .tracks import TrackFailure, told
 
 SEEK_MARGINS = (1.0, 10.0)
 """Seconds before a piece at which decoding starts: the first covers the decoders' warm-up and what a container leaves

@@ -19,7 +19,8 @@ import av
 from clips import frame_numbers, write_clip
 from mirasol.media import load, sound
 from mirasol.media.boxes import claimed_samples
-from mirasol.media.source import MAX_PIXELS, Source, _Bytes
+from mirasol.media.source import Source, _Bytes
+from mirasol.media.tracks import MAX_PIXELS
 
 PARTS = {"chunks": 4, "frames_per_chunk": 4, "size": (48, 64), "fit": "squash"}
 MEGABYTE = 2**20
@@ -376,6 +377,6 @@ def test_every_failure_names_the_file(mp4, monkeypatch, error, where):
         monkeypatch.setattr("mirasol.media.source.Source.time_of", fail)
     else:
         monkeypatch.setattr("mirasol.media.clip.make_picture", fail)
-        monkeypatch.setattr("mirasol.media.sound.SoundTrack._feed", fail)
+        monkeypatch.setattr("mirasol.media.sound.Mono._feed", fail)
     with pytest.raises(ValueError, match=r"path must .*a\.mp4'.*" + type(error).__name__):
         load(mp4, **PARTS)
