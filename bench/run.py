@@ -33,7 +33,13 @@ from harness import one_line  # noqa: E402
 from rows import Case, Row, Settings  # noqa: E402
 
 MEASURED = ("savings", "attention", "combiner", "ttm", "tubes")
-SUITES = (*MEASURED, "step", "traffic")  # a training step; what kernels move, counted: each takes some minutes
+SUITES = (
+    *MEASURED,
+    "decode",
+    "step",
+    "stream",
+    "traffic",
+)  # tokens; training steps; live streams; kernels' moves, counted
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 INTERRUPTED = 130
 
@@ -41,7 +47,7 @@ INTERRUPTED = 130
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    chosen = f"suites, with commas: {', '.join(SUITES)}, or all, which is all but the last two (default: savings)"
+    chosen = f"suites, with commas: {', '.join(SUITES)}, or all, which is all but the last four (default: savings)"
     add("--only", default="savings", help=chosen)
     add("--filter", default="", help="only cases whose suite/name contains this text")
     effort = parser.add_mutually_exclusive_group()

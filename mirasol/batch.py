@@ -269,7 +269,8 @@ def _lengths(chunks: Tensor | None, batch: int, longest: int, device: torch.devi
 
 def _times(config: Config, times: Tensor | None, batch: int, longest: int, device: torch.device) -> Tensor:
     if times is None:
-        return (torch.arange(longest, device=device) * config.seconds_per_chunk).expand(batch, -1)
+        # Rounded once, as a time that is given is.
+        return (torch.arange(longest, device=device).double() * config.seconds_per_chunk).float().expand(batch, -1)
     expect_tensor("times", times, "B T")
     expect_shape("times", times, (batch, longest), "[B, T]")
     expect_device("times", times, device)

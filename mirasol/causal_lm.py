@@ -9,29 +9,30 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from mirasol.cache import Cross, Seen
 from mirasol.config import Config
-from mirasol.kernels.core.checks import expect
+from mirasol.kernels.core.checks import expect, expect_int
 from mirasol.layers import Attention, init_weights
 from mirasol.text import lengths_of_texts
 from mirasol.tokenizer import import_transformers
 
-KeysValues = tuple[Tensor, Tensor]
 _KEYWORD = "mirasol_latents"  # what the language model hands from its `forward` to its blocks, with other keywords
 
 
 @dataclass
 class _Latents:
-    """What the cross-attentions of one call look at: latents, or keys and values that a cache holds of them."""
+    """What the cross-attentions of one call look at: latents, or what a cache holds of them."""
 
     latents: Tensor | None  # [B, N, av_dim]
-    keys_values: list[KeysValues] | None  # a cross-attention, two [Q, H, N, D]
+    cross: Cross | None
     lengths: Tensor | None  # int [Q]
     clip_of_text: Tensor | None  # int64 [Q]
     asked: int = 0  # how many cross-attentions have looked
@@ -43,19 +44,22 @@ class LMCache:
 
     Attributes:
         text: the `transformers.Cache`.
-        latents: per cross-attention, two [rows, H, N, D].
-        lengths: int [rows], latents of each row that count, or None for all.
-        length: tokens seen so far.
+        cross: what the rows look at.
+        new_text: makes an empty one of `text`.
     """
 
     text: Any
-    latents: list[KeysValues]
-    lengths: Tensor | None
-    length: int = 0
+    cross: Cross
+    new_text: Callable[[], Any]
 
     def reorder(self, rows: Tensor) -> None:
         """Row i goes on as a copy of row `rows[i]`, which is about the same clip."""
         self.text.reorder_cache(rows)
+
+    def reset(self, seen: Seen, *, clip_of_text: Tensor | None = None) -> None:
+        """Begin again, about other clips of the same shapes; as in `Cache.reset`, but the text's part grows anew."""
+        self.cross.reset(seen, clip_of_text)
+        self.text = self.new_text()
 
 
 class GatedCrossAttention(nn.Module):
@@ -71,20 +75,17 @@ class GatedCrossAttention(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.gate)
 
-    def keys_values(self, latents: Tensor, clips: Tensor | None) -> KeysValues:
-        """Two [Q, H, N, D] of latents [B, N, av_dim]: computed once a clip, then taken for the `clips` [Q] asked of."""
-        keys, values = self.attention.keys_values(latents)
-        return (keys, values) if clips is None else (keys[clips], values[clips])
-
     def forward(self, x: Tensor, seen: _Latents) -> Tensor:
-        if seen.keys_values is not None:
-            keys_values = seen.keys_values[self.index]
+        y = self.norm(x.to(self.norm.weight.dtype))
+        if seen.cross is not None:
+            y = seen.cross.attend(self.attention, y, self.index)
         else:
             assert seen.latents is not None
-            keys_values = self.keys_values(seen.latents, seen.clip_of_text)
-        ragged: dict[str, Any] = {} if seen.lengths is None else {"k_lengths": seen.lengths}
-        y = self.norm(x.to(self.norm.weight.dtype))
-        y = self.attention(y, keys_values, q_chunk=x.shape[1], k_chunk=keys_values[0].shape[2], **ragged)
+            keys, values = self.attention.keys_values(seen.latents)
+            if seen.clip_of_text is not None:
+                keys, values = keys[seen.clip_of_text], values[seen.clip_of_text]
+            ragged: dict[str, Any] = {} if seen.lengths is None else {"k_lengths": seen.lengths}
+            y = self.attention(y, (keys, values), q_chunk=x.shape[1], k_chunk=keys.shape[2], **ragged)
         return x + (self.gate.tanh() * y).to(x.dtype)
 
     def before_block(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -160,7 +161,8 @@ class CausalLMDecoder(nn.Module):
         seen: _Latents | None = None
         options: dict[str, Any] = {"use_cache": cache is not None}
         if cache is not None:
-            seen = _Latents(None, cache.latents, cache.lengths, None)
+            cache.cross.begin()
+            seen = _Latents(None, cache.cross, None, None)
             options[self._cache_keyword] = cache.text
         elif latents is not None:
             seen = _Latents(latents, None, lengths_of_texts(lengths, clip_of_text), clip_of_text)
@@ -169,30 +171,23 @@ class CausalLMDecoder(nn.Module):
         logits = self.lm(input_ids=text, **options).logits
         if seen is not None and seen.asked < len(self.cross):
             raise ValueError(f"text_decoder must hand keywords to its blocks, was {_name(self.lm)}, which does not")
-        if cache is not None:
-            cache.length += text.shape[1]
         return logits
 
-    def new_cache(
-        self,
-        latents: Tensor,
-        longest: int,
-        copies: int = 1,
-        *,
-        lengths: Tensor | None = None,
-        clip_of_text: Tensor | None = None,
-    ) -> LMCache:
-        """An empty cache for `copies` rows of every text; the language model's part grows as it is filled.
+    def see(self, latents: Tensor, lengths: Tensor | None = None) -> Seen:
+        """Keys and values of latents [C, N, av_dim], of which the first `lengths` [C] count; None: all."""
+        crosses = cast(Iterable[GatedCrossAttention], self.cross)
+        return Seen([cross.attention.keys_values(latents) for cross in crosses], lengths)
 
-        Other arguments as in `forward`. The latents' keys and values are computed once a clip.
+    def new_cache(
+        self, seen: Seen, longest: int, copies: int = 1, *, clip_of_text: Tensor | None = None, own: bool = False
+    ) -> LMCache:
+        """An empty cache for Q texts, `copies` rows each; the language model's part grows as it is filled.
+
+        Arguments as in `TextDecoder.new_cache`.
         """
-        rows = clip_of_text
-        if copies > 1:
-            rows = torch.arange(latents.shape[0], device=latents.device) if rows is None else rows
-            rows = rows.repeat_interleave(copies)
-        text = import_transformers().DynamicCache(config=self.lm.config)
-        keys_values = [cross.keys_values(latents, rows) for cross in cast(Iterable[GatedCrossAttention], self.cross)]
-        return LMCache(text, keys_values, lengths_of_texts(lengths, rows))
+        expect_int("longest", longest)
+        new_text = partial(import_transformers().DynamicCache, config=self.lm.config)
+        return LMCache(new_text(), Cross.of(seen, copies, clip_of_text, own), new_text)
 
 
 def config_for(config: Config, lm: Any) -> Config:

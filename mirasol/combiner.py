@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from mirasol.config import Config
 from mirasol.kernels import combiner_project, group_tokens, ttm_scan, ungroup_tokens
 from mirasol.kernels.core.dispatch import autocast_dtype
-from mirasol.layers import EVERYTHING, MLP, Attention, Block
-from mirasol.past import Memory, Reach, Ring, Rows
+from mirasol.layers import MLP, Attention, Block
+from mirasol.past import EVERYTHING, Memory, Reach, Ring, Rows
 from mirasol.ttm import PROCESSES, SUMMARIES, EraseAdd, Summary
 
 
@@ -207,7 +207,7 @@ class NoCombiner(Combiner):
         return self.project(x)
 
 
-COMBINERS: dict[str, Callable[[Config], nn.Module]] = {
+COMBINERS: dict[str, Callable[[Config], Combiner]] = {
     "transformer": TransformerCombiner,
     "ttm": TTMCombiner,
     "attention": AttentionCombiner,

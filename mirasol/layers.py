@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from mirasol.kernels import chunked_attention, last_m
 from mirasol.kernels.core.dispatch import autocast_dtype
-from mirasol.past import Reach, Ring, Rows
+from mirasol.past import EVERYTHING, Reach, Ring, Rows
 
-EVERYTHING = Reach()
 SINCOS_STD = 0.5**0.5
 """Root of the mean square of a sin-cos position, what a learned position beside one starts with."""
 
@@ -48,7 +47,7 @@ def time_positions(times: Tensor, dim: int, like: Tensor) -> Tensor:
 
 
 Rotary = tuple[Tensor, Tensor]
-"""Cosines and sines [L, D / 2] that turn the queries and keys of L positions."""
+"""Cosines and signed sines [L, D] that turn the queries and keys of L positions."""
 
 
 def rotary(start: int, length: int, dim: int, base: float, like: Tensor) -> Rotary:
@@ -57,17 +56,18 @@ def rotary(start: int, length: int, dim: int, base: float, like: Tensor) -> Rota
     Source: RoFormer (arXiv 2104.09864), equation 15.
     """
     rates = base ** -(torch.arange(0, dim, 2, device=like.device, dtype=torch.float32) / dim)
-    angles = torch.arange(start, start + length, device=like.device)[:, None] * rates
-    return angles.cos(), angles.sin()
+    angles = torch.arange(start, start + length, device=like.device).unsqueeze(1) * rates
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, angles: Rotary | None) -> Tensor:
-    """x [B, H, L, D] with channels i and i + D / 2 turned by angle i of its position."""
+    """x [B, H, L, D] with channels i and i + D / 2 turned by angle i of its position, computed in float32 at least."""
     if angles is None:
         return x
     cos, sin = angles
-    first, second = x.float().chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1).to(x.dtype)
+    turned = torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -85,7 +85,8 @@ class Attention(nn.Module):
 
     def keys_values(self, source: Tensor, angles: Rotary | None = None) -> tuple[Tensor, Tensor]:
         """Two [B, H, Nk, D] of a source [B, Nk, source_dim]."""
-        keys, values = rearrange(self.key_value(source), "b n (two h d) -> two b h n d", two=2, h=self.heads).unbind(0)
+        both = self.key_value(source).unflatten(-1, (2, self.heads, -1))
+        keys, values = both.permute(2, 0, 3, 1, 4).unbind(0)
         return rotate(keys, angles), values
 
     def new_ring(self, rows: Rows, reach: Reach, tokens: int) -> Ring:
@@ -117,6 +118,50 @@ class Attention(nn.Module):
         else:
             out = _attend_to_first(q, *keys_values, k_lengths)
         return self.out(rearrange(out, "b h n d -> b n (h d)"))
+
+    def extend(self, x: Tensor, past: Tensor, positions: Tensor, angles: Rotary, mask: Tensor) -> Tensor:
+        """x [R, L, dim] -> the same, by attention to the keys and values of `past`, once those of x stand there.
+
+        Queries, keys and values are turned in one go, so that a step is few calls.
+
+        Args:
+            past: [2, R, H, longest, D], keys and values, which receive those of x.
+            positions: int64 [L], where.
+            angles: each [3, 1, 1, L, D]; of the queries, the keys, and the values, which stay as they are: 1 and 0.
+            mask: [L, longest], added to the scores, in the dtype of `past`.
+        """
+        rows, length, dim = x.shape
+        three = torch.cat([self.query(x), self.key_value(x)], dim=-1).view(rows, length, 3, self.heads, -1)
+        three = rotate(three.permute(2, 0, 3, 1, 4), angles)
+        if three.dtype != past.dtype:
+            three = three.to(past.dtype)
+        keys, values = past.index_copy_(3, positions, three.narrow(0, 1, 2)).unbind(0)
+        out = nn.functional.scaled_dot_product_attention(three.select(0, 0), keys, values, attn_mask=mask)
+        return self.out(out.transpose(1, 2).reshape(rows, length, dim))
+
+    def look(self, x: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None = None) -> Tensor:
+        """x [R, L, dim] -> the same, by one dense attention to keys and values that groups of rows share.
+
+        Args:
+            keys_values: two [G, H, Nk, D]. The R / G rows of a group follow one another, and their queries are folded
+                into one sequence, so that no key is copied.
+            mask: [G, 1, 1, Nk], added to the scores, in the dtype of the keys.
+        """
+        keys, values = keys_values
+        q = self.query(x).view(keys.shape[0], -1, self.heads, keys.shape[3]).transpose(1, 2)
+        out = nn.functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask)
+        return self.out(out.transpose(1, 2).reshape(x.shape))
+
+    def shares(self, x: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[R, Nk] float32: how the last token of each row of x [R, L, dim] shares its attention; mean over the heads.
+
+        `keys` and `mask` as in `look`.
+        """
+        last = x.narrow(1, x.shape[1] - 1, 1)
+        q = self.query(last).view(keys.shape[0], -1, self.heads, keys.shape[3]).transpose(1, 2)
+        scores = q @ keys.mT * keys.shape[3] ** -0.5
+        scores = scores if mask is None else scores + mask
+        return scores.float().softmax(-1).mean(1).flatten(0, 1)
 
 
 def _attend_to_first(q: Tensor, k: Tensor, v: Tensor, k_lengths: Tensor) -> Tensor:

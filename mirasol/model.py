@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from mirasol import checkpoint, generation
 from mirasol.audiovideo import AudioVideoTransformer, Reconstruction
 from mirasol.batch import Clips, check_latents, check_text, expect_device, within_reach
+from mirasol.cache import Seen
 from mirasol.causal_lm import CausalLMDecoder, config_for
 from mirasol.combiner import COMBINERS
 from mirasol.config import Config
-from mirasol.encoders.audio import MelEmbedding
-from mirasol.encoders.video import TubeEmbedding
+from mirasol.encoders.both import Both, Encoders, in_turn
 from mirasol.kernels.core.checks import expect_tensor
-from mirasol.layers import SINCOS_STD, ViT, init_weights, time_positions
+from mirasol.layers import SINCOS_STD, init_weights, time_positions
 from mirasol.losses import Losses, latent_loss, reconstruction_loss, small_copy, small_copy_features, text_loss
 from mirasol.past import Past
 from mirasol.records import Record, record
@@ -61,7 +61,7 @@ class Encoded:
     h: Tensor  # [B, T, m, av_dim]
 
 
-class Model(nn.Module):
+class Model(Encoders):
     """Mirasol3B: autoregression over chunks of video and sound, and over the text that is asked of them.
 
     video -> tubes -> ViT \\
@@ -81,17 +81,11 @@ class Model(nn.Module):
     _no_split_modules: tuple[str, ...] = ("Block", "DecoderBlock")
 
     def __init__(self, config: Config, text_decoder: nn.Module | None = None):
-        super().__init__()
         if not isinstance(config, Config):
             raise TypeError(f"config must be a mirasol.Config, was {type(config).__name__}")
         if text_decoder is not None:
             config = config_for(config, text_decoder)
-        self.config = config
-        vit = (config.encoder_dim, config.encoder_layers, config.encoder_heads, config.mlp_ratio, config.norm_eps)
-        self.video_embedding = TubeEmbedding(config)
-        self.video_vit = ViT(*vit)
-        self.audio_embedding = MelEmbedding(config)
-        self.audio_vit = None if config.share_encoders else ViT(*vit)
+        super().__init__(config)
         self.enter_combiner = nn.Linear(config.encoder_dim, config.combiner_dim)
         self.modality = nn.Parameter(torch.empty(2, config.combiner_dim))
         self.combiner = COMBINERS[config.combiner](config)
@@ -260,13 +254,9 @@ class Model(nn.Module):
         Arguments and errors as in `forward`.
         """
         clips = Clips.check(self.config, video, audio, video_present=video_present, audio_present=audio_present)
-        seen, heard, _ = self._features(clips)
+        seen, heard, _ = self.encoded(clips)
         shape = (clips.batch, clips.chunks, -1, -1)
         return seen.expand(shape), heard.expand(shape)
-
-    def missing_features(self) -> tuple[Tensor, Tensor]:
-        """What the encoders make of a chunk without picture [1, 1, n_v, d], and without sound [1, 1, n_a, d]."""
-        return self._missing_video(self.modality), self._missing_audio(self.modality)
 
     def stream(
         self,
@@ -276,6 +266,7 @@ class Model(nn.Module):
         memory: int | None = None,
         sinks: int = 0,
         grow: bool = False,
+        graphs: bool | None = None,
     ) -> Stream:
         """Watch and listen chunk after chunk, in bounded memory, and answer at any time: see `mirasol.streaming`.
 
@@ -287,13 +278,26 @@ class Model(nn.Module):
                 clip; up to `memory` chunks, what this one does.
             sinks: first chunks that these parts keep beside them.
             grow: let them keep all chunks instead.
+            graphs: capture steps in CUDA graphs; default: on a CUDA device, unless what is kept grows.
         Raises:
             ValueError: what is kept would grow with every chunk, and neither `memory` nor `grow` was given; a model
                 whose chunks see later ones.
         """
         from mirasol.streaming import Stream
 
-        return Stream(self, batch, tokenizer=tokenizer, memory=memory, sinks=sinks, grow=grow)
+        return Stream(self, batch, tokenizer=tokenizer, memory=memory, sinks=sinks, grow=grow, graphs=graphs)
+
+    @torch.no_grad()
+    def see(self, latents: Tensor, *, chunks: Tensor | None = None) -> Seen:
+        """What the text decoder looks at of clips, for `mirasol.generation`; any number of questions share it.
+
+        Args:
+            latents: [B, T * m, av_dim] that `encode` gave, `chunks` [B] as it was given there.
+        Raises:
+            TypeError, ValueError: an argument of a wrong kind, shape or value, by name.
+        """
+        latents, lengths = within_reach(self.config, latents, check_latents(self.config, latents, chunks))
+        return self.text_decoder.see(latents, lengths)
 
     @torch.no_grad()
     def generate(
@@ -317,7 +321,8 @@ class Model(nn.Module):
         Args:
             latents: what `encode` gave, in place of picture and sound; `chunks` belongs to it then.
             clip_of_text: [Q], the clip that each prompt is about; default: prompt q is about clip q.
-            options: those of `mirasol.generation.generate`: `max_new_tokens`, `do_sample`, `num_beams`, ...
+            options: those of `mirasol.generation.generate`: `max_new_tokens`, `do_sample`, `num_beams`, ...; and
+                `stop_strings`, which end a row, with the `tokenizer` that its text is read by.
             Others as in `forward`.
         Returns:
             [Q * num_return_sequences, L + new] int64: prompt and continuation, then pad_id.
@@ -334,9 +339,9 @@ class Model(nn.Module):
                     video_features=video_features,
                     audio_features=audio_features,
                 )
-            latents, lengths = within_reach(self.config, latents, check_latents(self.config, latents, chunks))
+            seen = self.see(latents, chunks=chunks)
             return generation.generate(
-                self.text_decoder, self.config, latents, prompt, lengths=lengths, clip_of_text=clip_of_text, **options
+                self.text_decoder, self.config, seen, prompt, clip_of_text=clip_of_text, **options
             )
 
     @torch.no_grad()
@@ -363,10 +368,8 @@ class Model(nn.Module):
             TypeError, ValueError: an argument of a wrong kind, shape or value, by name.
         """
         with generation.evaluating(self):
-            latents, lengths = within_reach(self.config, latents, check_latents(self.config, latents, chunks))
-            return generation.score(
-                self.text_decoder, self.config, latents, prompts, answers, lengths=lengths, clip_of_text=clip_of_text
-            )
+            seen = self.see(latents, chunks=chunks)
+            return generation.score(self.text_decoder, self.config, seen, prompts, answers, clip_of_text=clip_of_text)
 
     def save_pretrained(self, folder: str | Path, tokenizer: Tokenizer | None = None) -> None:
         """Replace the checkpoint in `folder` in one step; `from_pretrained` and the Hugging Face Hub understand it.
@@ -408,46 +411,9 @@ class Model(nn.Module):
             model = cls(saved.config, text_decoder=language_model)
         return checkpoint.fill(model, saved, dtype=dtype, device=device)
 
-    def _features(self, clips: Clips, past: Past | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """[B, T, n_v, d], [B, T, n_a, d] (1 x 1 where no clip has any), and the spectrogram's patches."""
-        return self._video_features(clips), *self._audio_features(clips, past)
-
-    def _video_features(self, clips: Clips) -> Tensor:
-        here = clips.chunks_with_video()
-        if clips.video is not None and clips.video_features is None:
-            return _per_chunk(self.video_vit, self.video_embedding(clips.video, here))
-        if clips.video_features is not None and clips.video_present is None and clips.lengths is None:
-            return clips.video_features
-        return _where_present(here, clips.video_features, self._missing_video(here))
-
-    def _audio_features(self, clips: Clips, past: Past | None) -> tuple[Tensor, Tensor | None]:
-        here = clips.chunks_with_audio()
-        mel = None
-        if clips.audio is not None:
-            mel = self.audio_embedding.patches(clips.audio, here, past.sound if past else None)
-        if mel is not None and clips.audio_features is None:
-            return _per_chunk(self._sound_vit, self.audio_embedding(mel, here)), mel
-        if clips.audio_features is not None and clips.audio_present is None and clips.lengths is None:
-            return clips.audio_features, mel
-        return _where_present(here, clips.audio_features, self._missing_audio(here)), mel
-
-    def _missing_video(self, like: Tensor) -> Tensor:
-        size = self.config.image_size
-        nothing = like.new_zeros((1, 3, self.config.frames_per_chunk, size, size), dtype=torch.uint8)
-        return _per_chunk(self.video_vit, self.video_embedding(nothing, like.new_zeros((1, 1), dtype=torch.bool)))
-
-    def _missing_audio(self, like: Tensor) -> Tensor:
-        nothing = self.audio_embedding.patches(like.new_zeros((1, self.config.samples_per_chunk), dtype=torch.float32))
-        nobody = like.new_zeros((1, 1), dtype=torch.bool)
-        return _per_chunk(self._sound_vit, self.audio_embedding(nothing, nobody))
-
-    @property
-    def _sound_vit(self) -> ViT:
-        return self.audio_vit if self.audio_vit is not None else self.video_vit
-
-    def encode_clips(self, clips: Clips, past: Past | None = None) -> Encoded:
+    def encode_clips(self, clips: Clips, past: Past | None = None, both: Both = in_turn) -> Encoded:
         """All up to h. With a past, one chunk of each row whose turn it is, which the past then holds too."""
-        video, audio, mel = self._features(clips, past)
+        video, audio, mel = self.encoded(clips, past, both)
         shape = (clips.batch, clips.chunks, -1, -1)
         x = torch.cat(
             [
@@ -493,16 +459,6 @@ class Model(nn.Module):
             text=text,
             latent_constant=constant,
         )
-
-
-def _per_chunk(vit: ViT, tokens: Tensor) -> Tensor:
-    """Run a ViT on [B, T, n, d] with the chunks folded into the batch."""
-    return vit(tokens.flatten(0, 1)).unflatten(0, tokens.shape[:2])
-
-
-def _where_present(here: Tensor, features: Tensor | None, missing: Tensor) -> Tensor:
-    """Features of the chunks that have some, and what a missing modality is encoded to for the others."""
-    return missing if features is None else torch.where(here[:, :, None, None], features, missing.to(features.dtype))
 
 
 def _next_chunk_loss(reconstruct: Reconstruction, h: Tensor, target: Tensor | None, counts: Tensor) -> Tensor:

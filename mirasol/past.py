@@ -19,6 +19,14 @@ class Reach(NamedTuple):
     window: int | None = None
     sinks: int = 0
 
+    @property
+    def slots(self) -> int | None:
+        """Chunks within reach, at most; None: all."""
+        return None if self.window is None else self.window + self.sinks
+
+
+EVERYTHING = Reach()
+
 
 class Rows:
     """The B rows of a batch of streams: how many chunks each has seen, and which take the next one.
@@ -26,7 +34,8 @@ class Rows:
     Attributes:
         counts: B ints, chunks seen; `seen`: the same, int64 [B] on the device.
         chosen: R ints, the rows whose turn it is; `index`: the same, int64 [R] on the device; `all`: whether all B are.
-        fixed: whether shapes must not depend on the counts, as where a step is captured in a CUDA graph.
+        fixed: whether nothing may depend on the counts, as where a step is captured in a CUDA graph. All rings have a
+            window then.
     """
 
     fixed = False
@@ -38,10 +47,11 @@ class Rows:
         self.choose(None)
 
     def choose(self, rows: Sequence[int] | None) -> None:
-        """Whose turn it is; None: all rows'."""
-        self.all = rows is None
-        self.chosen = list(range(len(self.counts))) if rows is None else list(rows)
-        self.index = self._everyone if rows is None else torch.tensor(self.chosen, device=self.seen.device)
+        """Whose turn it is, in which order; None: all rows'."""
+        everyone = list(range(len(self.counts)))
+        self.chosen = everyone if rows is None else list(rows)
+        self.all = self.chosen == everyone
+        self.index = self._everyone if self.all else torch.tensor(self.chosen, device=self.seen.device)
 
     def advance(self) -> None:
         """The chosen rows have seen one chunk more: on the device. `count` says so on the host."""
@@ -93,7 +103,7 @@ class Ring:
 
     def __init__(self, rows: Rows, reach: Reach, tokens: int, heads: int, width: int, like: Tensor):
         self.rows, self.reach = rows, reach
-        slots = GROWN_BY if reach.window is None else reach.window + reach.sinks
+        slots = GROWN_BY if reach.slots is None else reach.slots
         self.keys = like.new_zeros(len(rows.counts), slots, tokens, heads, width)
         self.values = torch.zeros_like(self.keys)
 
@@ -109,7 +119,8 @@ class Ring:
     def write(self, keys: Tensor, values: Tensor) -> None:
         """Keys and values [R, H, tokens, D] of the next chunk of the chosen rows."""
         rows = self.rows
-        self.reserve(1 + max(rows.counts[row] for row in rows.chosen))
+        if not rows.fixed:
+            self.reserve(1 + max(rows.counts[row] for row in rows.chosen))
         slot = rows.seen[rows.index]
         if self.reach.window is not None:
             sinks, window = self.reach.sinks, self.reach.window
@@ -117,7 +128,7 @@ class Ring:
         for buffer, new in ((self.keys, keys), (self.values, values)):
             buffer[rows.index, slot] = new.transpose(1, 2).to(buffer.dtype)
 
-    def read(self, ahead: int = 0) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
+    def read(self, ahead: int = 0, whole: bool = False) -> tuple[tuple[Tensor, Tensor], Tensor | None]:
         """What the chosen rows see: keys and values [R, H, N, D], and how many of the N count, int64 [R].
 
         None where all do. Of rows that have seen different numbers the whole buffer is given, so that shapes stay.
@@ -125,12 +136,14 @@ class Ring:
 
         Args:
             ahead: chunks that have been written and not been counted.
+            whole: the whole buffer in any case, for who wants one shape.
         """
-        rows = self.rows
-        filled = [min(rows.counts[row] + ahead, self.slots) for row in rows.chosen]
-        used, lengths = max(filled), None
-        if min(filled) != used or (rows.fixed and used < self.slots):
-            used, lengths = self.slots, (rows.seen[rows.index] + ahead).clamp(max=self.slots) * self.keys.shape[2]
+        rows, used, lengths = self.rows, self.slots, None
+        filled = [] if rows.fixed or whole else [min(rows.counts[row] + ahead, used) for row in rows.chosen]
+        if filled and min(filled) == max(filled):
+            used = filled[0]
+        else:
+            lengths = (rows.seen[rows.index] + ahead).clamp(max=used) * self.keys.shape[2]
         found = []
         for buffer in (self.keys, self.values):
             part = buffer[:, :used] if rows.all else buffer[rows.index, :used]
@@ -138,7 +151,7 @@ class Ring:
         return (found[0], found[1]), lengths
 
     def chunks(self, count: int) -> list[int]:
-        """Which chunk lies in each filled slot of a row that has seen `count`."""
+        """Which chunk lies in each slot of a row that has seen `count`, as far as slots are filled."""
         if self.reach.window is None or count <= self.slots:
             return list(range(count))
         sinks, window = self.reach.sinks, self.reach.window

@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
+from mirasol.cache import Cache, Cross, Places, Seen
 from mirasol.config import Config
+from mirasol.kernels.core.checks import expect_int
 from mirasol.kernels.core.dispatch import autocast_dtype
 from mirasol.layers import MLP, Attention, Rotary, rotary
 
-KeysValues = tuple[Tensor, Tensor]
 
+class Past(NamedTuple):
+    """What a block continues in one call with a cache."""
 
-@dataclass
-class Cache:
-    """Keys and values of a decode: those of the text, in buffers of a fixed length, and those of the latents.
-
-    Attributes:
-        text: per layer, two [B, H, longest, D]; the first `length` positions are filled.
-        latents: per layer, two [B, H, Nk, D], or None in a layer without cross-attention.
-        latent_lengths: [B], how many of the Nk count; None for all.
-        length: tokens seen so far.
-    """
-
-    text: list[KeysValues]
-    latents: list[KeysValues | None]
-    latent_lengths: Tensor | None = None
-    length: int = 0
-
-    def reorder(self, rows: Tensor) -> None:
-        """Row i goes on as a copy of row `rows[i]`."""
-        self.text = [(k[rows], v[rows]) for k, v in self.text]
+    layer: int
+    text: Tensor  # [2, R, H, longest, D]
+    places: Places
+    cross: Cross
 
 
 class DecoderBlock(nn.Module):
@@ -54,48 +41,40 @@ class DecoderBlock(nn.Module):
         self,
         x: Tensor,
         latents: Tensor | None,
-        angles: Rotary,
+        angles: Rotary | None,
         *,
         clip_of_text: Tensor | None = None,
         k_lengths: Tensor | None = None,
-        past: KeysValues | None = None,
-        latent_keys_values: KeysValues | None = None,
-        start: int = 0,
+        past: Past | None = None,
     ) -> Tensor:
-        """x [Q, L, text_dim] at positions start..start + L -> the same.
+        """x [Q, L, text_dim] -> the same.
 
         Args:
-            latents: [B, N, av_dim], or None where `latent_keys_values` holds what is needed of them.
-            angles: of the positions.
+            latents: [B, N, av_dim]; None with `past`.
+            angles: of the positions of x; None with `past`.
             clip_of_text: [Q], the row of `latents` that each text looks at; None: its own.
             k_lengths: [Q], how many of the N latents a text sees; None: all.
-            past: buffers that hold the keys and values of positions 0..start, and receive those of x.
+            past: what a decode holds, which receives the keys and values of x.
         """
         y = self.norm1(x)
-        keys_values = self.attention.keys_values(y, angles)
-        if past is not None:
-            keys_values = _append(past, keys_values, start)
-        x = x + self.attention(y, keys_values, q_chunk=1, angles=angles)
-        if self.cross_attention is not None and self.norm_cross is not None:
-            if latent_keys_values is None:
+        attention, cross_attention = self.attention, self.cross_attention
+        if past is None:
+            x = x + attention(y, attention.keys_values(y, angles), q_chunk=1, angles=angles)
+        else:
+            x = x + attention.extend(y, past.text, *past.places)
+        if cross_attention is not None:
+            assert self.norm_cross is not None
+            y = self.norm_cross(x)
+            if past is None:
                 assert latents is not None
-                latent_keys_values = self.latent_keys_values(latents, clip_of_text)
-            y, n = self.norm_cross(x), latent_keys_values[0].shape[2]
-            x = x + self.cross_attention(y, latent_keys_values, q_chunk=y.shape[1], k_chunk=n, k_lengths=k_lengths)
+                keys, values = cross_attention.keys_values(latents)
+                if clip_of_text is not None:
+                    keys, values = keys[clip_of_text], values[clip_of_text]
+                chunks: dict[str, Any] = dict(q_chunk=y.shape[1], k_chunk=keys.shape[2])
+                x = x + cross_attention(y, (keys, values), k_lengths=k_lengths, **chunks)
+            else:
+                x = x + past.cross.attend(cross_attention, y, past.layer)
         return x + self.mlp(self.norm2(x))
-
-    def latent_keys_values(self, latents: Tensor, clip_of_text: Tensor | None) -> KeysValues:
-        """Two [Q, H, N, D] of the latents [B, N, av_dim], computed once a clip."""
-        assert self.cross_attention is not None
-        keys, values = self.cross_attention.keys_values(latents)
-        return (keys, values) if clip_of_text is None else (keys[clip_of_text], values[clip_of_text])
-
-
-def _append(past: KeysValues, new: KeysValues, start: int) -> KeysValues:
-    end = start + new[0].shape[2]
-    for buffer, values in zip(past, new, strict=True):
-        buffer[:, :, start:end] = values
-    return past[0][:, :, :end], past[1][:, :, :end]
 
 
 class TextDecoder(nn.Module):
@@ -126,50 +105,60 @@ class TextDecoder(nn.Module):
             lengths: [B], how many of the N latents of each clip count; None: all.
             clip_of_text: [Q], the clip that each text is about; None: text q is about clip q.
         """
-        start = cache.length if cache is not None else 0
         x = self.embedding(text)
-        angles = rotary(start, text.shape[1], self._head_dim, self.config.rotary_base, x)
+        blocks = cast(Iterable[DecoderBlock], self.blocks)
         if cache is None:
+            angles = rotary(0, text.shape[1], self._head_dim, self.config.rotary_base, x)
             k_lengths = lengths_of_texts(lengths, clip_of_text)
-            for block in self.blocks:
+            for block in blocks:
                 x = block(x, latents, angles, clip_of_text=clip_of_text, k_lengths=k_lengths)
         else:
-            for block, past, seen in zip(self.blocks, cache.text, cache.latents, strict=True):
-                x = block(
-                    x, None, angles, k_lengths=cache.latent_lengths, past=past, latent_keys_values=seen, start=start
-                )
-            cache.length = start + text.shape[1]
+            places = cache.enter(text.shape[1])
+            cache.cross.begin()
+            for layer, block in enumerate(blocks):
+                x = block(x, None, None, past=Past(layer, cache.text[layer], places, cache.cross))
+            cache.leave(text.shape[1])
         return self.logits(self.norm(x))
 
-    def new_cache(
-        self,
-        latents: Tensor,
-        longest: int,
-        copies: int = 1,
-        *,
-        lengths: Tensor | None = None,
-        clip_of_text: Tensor | None = None,
-    ) -> Cache:
-        """An empty cache for Q texts of up to `longest` tokens, `copies` rows each; other arguments as in `forward`.
+    def see(self, latents: Tensor, lengths: Tensor | None = None) -> Seen:
+        """Keys and values of latents [C, N, av_dim], of which the first `lengths` [C] count; None: all."""
+        crosses = [block.cross_attention for block in cast(Iterable[DecoderBlock], self.blocks)]
+        return Seen([cross.keys_values(latents) if cross is not None else None for cross in crosses], lengths)
 
-        The latents' keys and values are computed once a clip.
+    def new_cache(
+        self, seen: Seen, longest: int, copies: int = 1, *, clip_of_text: Tensor | None = None, own: bool = False
+    ) -> Cache:
+        """An empty cache for Q texts of up to `longest` tokens, `copies` rows each, which follow one another.
+
+        Args:
+            clip_of_text: int64 [Q], the clip that each text is about; None: text q is about clip q. The keys and values
+                of several clips are then gathered, once; otherwise `seen` is not copied.
+            own: copy what is seen, so that `Cache.reset` puts what comes next in the same place.
         """
-        if clip_of_text is None:
-            clip_of_text = torch.arange(latents.shape[0], device=latents.device)
-        rows = clip_of_text.repeat_interleave(copies)
-        text: list[KeysValues] = []
-        cross: list[KeysValues | None] = []
-        shape = (rows.shape[0], self.config.text_heads, longest, self._head_dim)
-        for block in cast(Iterable[DecoderBlock], self.blocks):
-            weight = block.attention.key_value.weight
-            dtype = autocast_dtype(weight)
-            text.append((weight.new_zeros(shape, dtype=dtype), weight.new_zeros(shape, dtype=dtype)))
-            cross.append(block.latent_keys_values(latents, rows) if block.cross_attention is not None else None)
-        return Cache(text, cross, lengths_of_texts(lengths, rows))
+        expect_int("longest", longest)
+        cross = Cross.of(seen, copies, clip_of_text, own)
+        weight = self.embedding.weight
+        like = torch.empty((), dtype=autocast_dtype(weight), device=weight.device)  # plain where weights are sharded
+        shape = (2, cross.rows, self.config.text_heads, longest, self._head_dim)
+        cos, sin = rotary(0, longest, self._head_dim, self.config.rotary_base, like)
+        still = torch.ones_like(cos), torch.zeros_like(sin)
+        return Cache(
+            text=[like.new_zeros(shape) for _ in self.blocks],
+            cross=cross,
+            angles=(_three(cos, still[0]), _three(sin, still[1])),
+            position=torch.zeros(1, dtype=torch.int64, device=like.device),
+            places=torch.arange(longest, device=like.device),
+            marks=(like.new_zeros(()), like.new_full((), -torch.inf)),
+        )
 
     @property
     def _head_dim(self) -> int:
         return self.config.text_dim // self.config.text_heads
+
+
+def _three(turned: Tensor, still: Tensor) -> Tensor:
+    """[3, 1, 1, L, D], for queries, keys and values."""
+    return torch.stack([turned, turned, still]).unsqueeze(1).unsqueeze(1)
 
 
 def lengths_of_texts(lengths: Tensor | None, clip_of_text: Tensor | None) -> Tensor | None:

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import fully_shard
 
 import mirasol
 from mirasol.causal_lm import CausalLMDecoder
+from mirasol.generation import steps
 from tolerance import assert_close
 
 transformers = pytest.importorskip("transformers")
@@ -151,10 +152,34 @@ def test_cached_steps_equal_the_whole_forward(kind):
     decoder, text, latents = make_model(kind).double().text_decoder, make_text(3, 9), make_latents().double()
     about = dict(clip_of_text=torch.tensor([1, 0, 1]), lengths=torch.tensor([8, 4]))
     whole = decoder(text, latents, **about)
-    cache = decoder.new_cache(latents, 9, **about)
+    cache = decoder.new_cache(decoder.see(latents, about["lengths"]), 9, clip_of_text=about["clip_of_text"])
     pieces = [decoder(part, None, cache) for part in text.split([4, 1, 3, 1], dim=1)]
-    assert cache.length == 9
+    assert cache.text.get_seq_length() == 9
     assert_close("logits", torch.cat(pieces, dim=1), whole)
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "GPT2"])
+def test_beams_share_what_is_seen_and_a_cache_begins_again(kind):
+    model, text, latents = make_model(kind).double(), make_text(4, 6), make_latents().double()
+    decoder, rows = model.text_decoder, torch.tensor([0, 0, 1, 1])
+    seen = decoder.see(latents)
+    cache = decoder.new_cache(seen, 6, 2)
+    assert cache.cross.keys_values[0][0].data_ptr() == seen.keys_values[0][0].data_ptr()
+    assert cache.cross.keys_values[0][0].shape == (2, 4, 8, 8)
+    pieces = [decoder(part, None, cache) for part in text.split([4, 1, 1], dim=1)]
+    assert_close("logits", torch.cat(pieces, dim=1), decoder(text, latents, clip_of_text=rows), rtol=1e-10)
+    cache.reset(decoder.see(latents.flip(0)))
+    assert_close("logits", decoder(text, None, cache), decoder(text, latents, clip_of_text=rows.flip(0)), rtol=1e-10)
+
+
+def test_steps_are_what_greedy_generates_and_say_what_was_looked_at():
+    model, latents, prompt = make_model().double(), make_latents().double(), make_text(2, 3)
+    text = model.generate(prompt=prompt, latents=latents, max_new_tokens=5)
+    found = list(steps(model.text_decoder, model.config, model.see(latents), prompt, max_new_tokens=5, attention=True))
+    assert torch.equal(torch.stack([step.tokens for step in found], dim=1), text[:, 3:])
+    for step in found:
+        assert step.attention.shape == (2, 8)
+        assert_close("sum", step.attention.sum(-1), torch.ones(2))
 
 
 def test_texts_are_about_their_clips_and_padding_is_not_seen():
@@ -324,3 +349,27 @@ def test_is_a_decoder_of_its_own():
     assert isinstance(model.text_decoder, CausalLMDecoder)
     counts = model.num_parameters()
     assert counts["text"] == sum(p.numel() for p in model.text_decoder.parameters())
+
+
+@pytest.mark.parametrize("kind", ["Qwen3", "GPT2"])
+def test_a_stream_answers_by_the_language_model(kind):
+    """Window, sinks, several rows and attention, as with our own text decoder."""
+    torch.manual_seed(0)
+    config = mirasol.Config.preset("tiny", combiner="ttm", av_window=2, text_window=2, text_sinks=1, cross_every=1)
+    model = mirasol.Model(config, text_decoder=make_lm(kind)).eval().double()
+    for cross in model.text_decoder.cross:
+        torch.nn.init.constant_(cross.gate, 0.7)
+    c, chunks = model.config, 5
+    video = torch.randint(0, 256, (2, 3, chunks * c.frames_per_chunk, 32, 32), dtype=torch.uint8)
+    audio = 0.1 * torch.randn(2, chunks * c.samples_per_chunk).double()
+    stream = model.stream(batch=2, tokenizer=mirasol.ByteTokenizer())
+    for chunk in range(chunks):
+        frames, samples = chunk * c.frames_per_chunk, chunk * c.samples_per_chunk
+        stream.push(video[:, :, frames:][:, :, : c.frames_per_chunk], audio[:, samples:][:, : c.samples_per_chunk])
+    latents, prompt = model.encode(video, audio), make_text()
+    expected = model.generate(latents=latents, prompt=prompt, max_new_tokens=5)
+    assert torch.equal(stream.generate(prompt, max_new_tokens=5), expected)
+    answer = stream.answer("What?", row=1, attention=True, max_new_tokens=3)
+    answer.read()
+    assert sorted(answer.attention) == [0, 3, 4]
+    assert sum(answer.attention.values()) == pytest.approx(1)

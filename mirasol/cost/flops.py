@@ -13,7 +13,7 @@ from math import prod
 from mirasol.config import Config
 from mirasol.cost.parameters import group_sizes, target_sizes, target_tokens
 from mirasol.kernels import tube_grid
-from mirasol.past import Reach
+from mirasol.past import EVERYTHING, Reach
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,10 @@ def block(tokens: int, dim: int, pairs: int, mlp_ratio: int, keep: int | None = 
 
 def most_seen(chunks: int, reach: Reach) -> int:
     """Of so many chunks, how many the last one sees."""
-    return chunks if reach.window is None else min(sum(reach), chunks)
+    return chunks if reach.slots is None else min(reach.slots, chunks)
 
 
-def chunk_pairs(chunks: int, queries: int, keys: int, reach: Reach = Reach()) -> int:
+def chunk_pairs(chunks: int, queries: int, keys: int, reach: Reach = EVERYTHING) -> int:
     """Visible pairs where chunk c sees min(c + 1, window + sinks) chunks, with so many queries and keys a chunk."""
     seen = most_seen(chunks, reach)
     return queries * keys * (seen * (seen + 1) // 2 + (chunks - seen) * seen)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mirasol.evaluation.options import AnswerOptions
+from mirasol.generation import generate
 from mirasol.kernels.core.checks import expect
 from mirasol.model import Model
 from mirasol.tokenizer import Tokenizer, encode_answer, encode_prompt, load_tokenizer
@@ -59,13 +60,12 @@ class Answerer:
             how: options of `Model.generate` in place of those that this was made with.
         """
         how = {"max_new_tokens": self.options.max_new_tokens, "num_beams": self.options.num_beams, **how}
+        seen = self.model.see(encoded.latents, chunks=encoded.chunks)
         answers: list[str] = [""] * len(questions)
         for rows in self._alike(questions, how["num_beams"]):
             prompts = torch.tensor([self._prompt(questions[i]) for i in rows], device=self.device)
             clips = torch.tensor([clip_of_text[i] for i in rows], device=self.device)
-            texts = self.model.generate(
-                prompt=prompts, latents=encoded.latents, chunks=encoded.chunks, clip_of_text=clips, **how
-            )
+            texts = generate(self.model.text_decoder, self.model.config, seen, prompts, clip_of_text=clips, **how)
             for i, ids in zip(rows, texts[:, prompts.shape[1] :].tolist(), strict=True):
                 answers[i] = self._text(ids)
         return answers

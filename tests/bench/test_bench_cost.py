@@ -120,7 +120,9 @@ def test_no_text_no_decoder():
     assert_equal_to_the_counter(Config.preset("tiny"), 2, 0)
 
 
-@pytest.mark.parametrize(("window", "sinks"), [(None, 0), (1, 0), (2, 0), (3, 0), (9, 0), (1, 1), (2, 2), (3, 4), (1, 9)])
+@pytest.mark.parametrize(
+    ("window", "sinks"), [(None, 0), (1, 0), (2, 0), (3, 0), (9, 0), (1, 1), (2, 2), (3, 4), (1, 9)]
+)
 def test_chunk_pairs_by_enumeration(window, sinks):
     chunks, queries, keys = 5, 3, 4
     seen = [

@@ -120,7 +120,7 @@ def test_make_gpu_tune_searches_in_two_calls():
 
 
 def test_all_suites_measure_and_predictions_go_with_traffic_alone(capsys):
-    assert not {"traffic", "step"} & set(run.parse(["--only", "all"]).suites)
+    assert not {"traffic", "step", "decode"} & set(run.parse(["--only", "all"]).suites)
     assert run.parse(["--only", "step"]).suites == ("step",)
     assert run.parse(["--only", "traffic", "--write-predictions"]).write_predictions
     with pytest.raises(SystemExit):
