@@ -3,6 +3,8 @@
   python -m mirasol train questions.csv --preset small --out run/
   python -m mirasol evaluate run/ questions-test.csv
   python -m mirasol ask run/ clip.mp4 "What sounded before the bell?"
+  python -m mirasol stream run/ /dev/video0               watch a camera, a server or a file, and ask meanwhile
+  python -m mirasol demo run/                             a web page: watch a clip or a camera, ask meanwhile
 
   python -m mirasol example set/                          write a generated set to try this with
   python -m mirasol shards questions.csv shards/          pack the clips of a table into archives
@@ -120,6 +122,44 @@ def _ask(arguments: list[str]) -> None:
     _call("ask", ask, arguments)
 
 
+def _stream(arguments: list[str]) -> None:
+    from mirasol.streaming.options import StreamOptions
+
+    def stream(run: Path, source: str, more: StreamOptions = StreamOptions()) -> None:  # noqa: B008
+        """Watch and listen for as long as it lasts, in bounded memory. A line typed meanwhile is a question.
+
+        Args:
+            run: folder of the model, as training leaves it.
+            source: media file; camera (/dev/video0); URL (rtsp, rtmp, http, https, srt, tcp, udp); or - for a pipe, as
+                from ffmpeg.
+            more: what is kept and shown.
+        """
+        from mirasol.streaming.terminal import watch
+
+        watch(run, source, more)
+
+    _call("stream", stream, arguments)
+
+
+def _demo(arguments: list[str]) -> None:
+    from mirasol.demo.options import DemoOptions
+
+    def demo(run: Path, more: DemoOptions = DemoOptions()) -> None:  # noqa: B008
+        """Serve a web page on which a model watches and listens to a clip or a camera, and answers meanwhile.
+
+        Args:
+            run: folder of the model, as training leaves it.
+            more: how the page is served, and what a stream keeps.
+        """
+        from mirasol.demo.serve import open_page
+
+        page, address = open_page(run, more)
+        print(address, flush=True)
+        page.block_thread()
+
+    _call("demo", demo, arguments)
+
+
 def _example(arguments: list[str]) -> None:
     def example(folder: Path, clips: int = 64, seed: int = 0) -> None:
         """Write a generated set: short clips of squares that move and sounds of known pitch, and questions about both.
@@ -183,6 +223,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": _train,
     "evaluate": _evaluate,
     "ask": _ask,
+    "stream": _stream,
+    "demo": _demo,
     "example": _example,
     "shards": _shards,
     "features": _features,

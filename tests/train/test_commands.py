@@ -86,7 +86,10 @@ def test_a_mistake_is_one_line(folder, run, tmp_path, capsys, monkeypatch):
     Path("gone.csv").write_text("clip,question,answer\nnone.mp4,q,a\n")
     tiny = ["--preset", "tiny", "--workers", "0"]
     for arguments, message in (
-        (["trian", table], "the command must be one of train, evaluate, ask, example, shards, features, was 'trian'"),
+        (
+            ["trian", table],
+            "the command must be one of train, evaluate, ask, stream, demo, example, shards, features, was 'trian'",
+        ),
         (["train", "none.csv"], "mirasol train: path must be a table, was 'none.csv': no such file"),
         (["train", "bad.csv"], "bad.csv: a table must have a column 'clip', had 'klip', 'question'"),
         (["train", table, "--preset", "huge"], "preset must be one of tiny, small, base, mirasol-3b, was 'huge'"),
