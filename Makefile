@@ -8,7 +8,7 @@ OPERATORS := tests/attention tests/combiner tests/ttm tests/tubes
 NEWEST := $(CURDIR)/build/triton-newest
 
 .PHONY: test test-slow test-interpreted test-compiled test-lowest test-newest test-emulated emulated-lowest
-.PHONY: emulated-newest bench lint gpu clean
+.PHONY: emulated-newest test-browser demo-picture bench lint gpu clean
 
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -55,6 +55,14 @@ $(NEWEST)/.ready: $(READY) constraints-newest.txt
 test-interpreted: $(READY)
 	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "$(WHICH)" --durations=10
 
+# The demo's page in Chromium: `apt-get install chromium`, or MIRASOL_BROWSER=/path/to/chrome. SHOTS: a folder for pictures.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -p no:cacheprovider tests/browser --durations=5 $(if $(SHOTS),--shots $(SHOTS))
+
+# Renew docs/demo.png: `make demo-picture RUN=run/ CLIP=clip.mp4 ASKED='1.9 "What sounded first?"'`, seconds and a question.
+demo-picture: $(READY)
+	$(BIN)/python tests/browser/driver.py $(RUN) $(CLIP) docs/demo.png $(ASKED)
+
 bench: $(READY)
 	$(BIN)/python bench/run.py
 
@@ -87,7 +95,7 @@ gpu-install:
 	$(LIMIT) $(INSTALL_LIMIT) $(PYTHON) -m pip install -q --no-build-isolation --no-deps -e .
 
 gpu-tests:
-	TRITON_INTERPRET=0 $(LIMIT) $(TESTS_LIMIT) $(PYTHON) -m pytest $(OPERATORS) tests/test_model.py --junitxml=$(OUT)/tests.xml
+	TRITON_INTERPRET=0 $(LIMIT) $(TESTS_LIMIT) $(PYTHON) -m pytest $(OPERATORS) tests/test_model.py tests/streaming/test_on_gpu.py --junitxml=$(OUT)/tests.xml
 
 gpu-memcheck gpu-initcheck gpu-racecheck: gpu-%:
 	TRITON_INTERPRET=0 $(LIMIT) $(CHECK_LIMIT) compute-sanitizer --tool $* --error-exitcode 1 \
