@@ -2,11 +2,12 @@
 
   python -m mirasol train questions.csv --preset small --out run/
   python -m mirasol evaluate run/ questions-test.csv
-  python -m mirasol ask run/ clip.mp4 "What sounded before the bell?"
+  python -m mirasol ask run/ clip.mp4 "What colour did the last object have?"
   python -m mirasol stream run/ /dev/video0               watch a camera, a server or a file, and ask meanwhile
   python -m mirasol demo run/                             a web page: watch a clip or a camera, ask meanwhile
 
-  python -m mirasol example set/                          write a generated set to try this with
+  python -m mirasol worlds set/                           write a generated set to try this with
+  python -m mirasol world clip.mp4 --seed 7               write one such clip, and print what can be asked about it
   python -m mirasol shards questions.csv shards/          pack the clips of a table into archives
   python -m mirasol features run/ questions.csv cache/    keep what frozen encoders make of them
 
@@ -160,20 +161,63 @@ def _demo(arguments: list[str]) -> None:
     _call("demo", demo, arguments)
 
 
-def _example(arguments: list[str]) -> None:
-    def example(folder: Path, clips: int = 64, seed: int = 0) -> None:
-        """Write a generated set: short clips of squares that move and sounds of known pitch, and questions about both.
+def _worlds(arguments: list[str]) -> None:
+    def worlds(
+        folder: Path,
+        clips: int = 64,
+        seed: int = 0,
+        chunks: int = 16,
+        events: int | None = None,
+        per_type: float = 1.0,
+        preset: str = "tiny",
+    ) -> None:
+        """Write a generated set: objects that move, sounds of known pitch, and questions about both, at a time or long
+        after. Prints which share of the test can be guessed by majority, from the question, the video or the sound.
 
         Args:
-            folder: where clips/, questions.csv and questions-test.csv are written.
-            clips: how many; a fifth of them is for the test.
-            seed: of what the clips show.
+            folder: where clips/, questions.csv (to learn from), questions-test.csv (other clips), questions-heldout.csv
+                (objects and sounds never learned), questions-wordings.csv (the test in other words) and worlds.json
+                (these settings, all floors) are written.
+            clips: how many; a fifth of them is for the test, a fifth for what is held out.
+            seed: of what happens in the clips.
+            chunks: that a clip lasts; models must be told as many with --max-chunks.
+            events: that follow each other in a clip; default: half as many as chunks.
+            per_type: questions of each type, per clip, about.
+            preset: of the models that a chunk and a picture are made for.
         """
-        from mirasol.data.example import write_example
+        from mirasol.config import Config
+        from mirasol.data.worlds import FLOORS, TABLES, Look, write_worlds
 
-        print(write_example(folder, clips, seed))
+        look = Look.of(Config.preset(preset))
+        floors = write_worlds(folder, clips, seed, chunks=chunks, events=events, per_type=per_type, look=look)
+        print(f"{TABLES[1]:20}{'questions':>10}{''.join(f'{name:>10}' for name in FLOORS)}")
+        for name, row in floors[TABLES[1]].items():
+            print(f"{name:20}{row['count']:10}{''.join(f'{row[floor]:10.3f}' for floor in FLOORS)}")
+        print(folder)
 
-    _call("example", example, arguments)
+    _call("worlds", worlds, arguments)
+
+
+def _world(arguments: list[str]) -> None:
+    def world(clip: Path, seed: int = 0, chunks: int = 16, events: int | None = None, preset: str = "tiny") -> None:
+        """Write one clip as those of `worlds` are, and print a question of each type about it with its answer.
+
+        Args:
+            clip: media file to write.
+            seed: of what happens.
+            chunks: that it lasts.
+            events: that follow each other; default: half as many as chunks.
+            preset: of the models that a chunk and a picture are made for.
+        """
+        from mirasol.config import Config
+        from mirasol.data.worlds import Look, write_world
+
+        for question, answer in write_world(
+            clip, seed, chunks=chunks, events=events, look=Look.of(Config.preset(preset))
+        ):
+            print(question, answer)
+
+    _call("world", world, arguments)
 
 
 def _shards(arguments: list[str]) -> None:
@@ -225,7 +269,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "ask": _ask,
     "stream": _stream,
     "demo": _demo,
-    "example": _example,
+    "worlds": _worlds,
+    "world": _world,
     "shards": _shards,
     "features": _features,
 }
