@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
@@ -15,6 +14,7 @@ import report
 from console import Table
 from harness import Comparison, Variant, Verdict, compare
 from mirasol import ByteTokenizer, Config, Model, generation
+from mirasol.streaming.session import process_memory
 from mirasol.tokenizer import encode_prompt
 from rows import Case, Row, Settings
 
@@ -146,11 +146,6 @@ def _question(chunks: int, settings: Settings) -> list[Row]:
     )
 
 
-def _resident() -> int:
-    """Bytes of the process in memory."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
-
-
 def _hours(chunks: int, settings: Settings) -> list[Row]:
     """One stream for long: memory of the process, time of a chunk when it is old and when it is young, and answers."""
     model, tokens = _model("tiny", settings), ByteTokenizer()
@@ -176,7 +171,7 @@ def _hours(chunks: int, settings: Settings) -> list[Row]:
         if seen == 10:
             young = stream.fork()
         if seen in (100, chunks // 10, chunks // 2, chunks):
-            resident[seen] = _resident()
+            resident[seen] = process_memory()
     row.detail["chunks_per_second"] = chunks / (time.perf_counter() - started)
     times: dict[str, list[float]] = {"young": [], "old": []}
     state = young.state_dict()

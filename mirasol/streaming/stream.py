@@ -19,7 +19,7 @@ from mirasol.batch import Clips, expect_device
 from mirasol.cache import Seen
 from mirasol.encoders.both import Both, in_turn
 from mirasol.graphs import Captured
-from mirasol.kernels.core.checks import FLOATS, expect, expect_int, expect_tensor
+from mirasol.kernels.core.checks import FLOATS, expect, expect_int, expect_number, expect_tensor
 from mirasol.model import Model
 from mirasol.pieces import pieces
 from mirasol.streaming import state as state_files
@@ -123,7 +123,7 @@ class Stream:
                 self.config,
                 video,
                 audio,
-                times=torch.tensor([[float(second)] for second in seconds], device=self.device),
+                times=torch.tensor([[expect_number("times", second)] for second in seconds], device=self.device),
                 video_present=video_present,
                 audio_present=audio_present,
                 video_features=missing_video if video is None else None,
@@ -206,6 +206,7 @@ class Stream:
             ValueError: a row that has seen nothing yet, a stream without a tokenizer.
         """
         tokenizer = self._tokenizer()
+        expect(isinstance(question, str), "question", "be a string", question)
         prompt = torch.tensor([encode_prompt(tokenizer, question)], device=self.device)
         text = self.generate(prompt, rows=[row], tokenizer=tokenizer, **options)[0, prompt.shape[1] :].tolist()
         end = self._end(options)
@@ -223,6 +224,7 @@ class Stream:
         """
         asked = time.perf_counter()
         tokenizer = self._tokenizer()
+        expect(isinstance(question, str), "question", "be a string", question)
         prompt = torch.tensor([encode_prompt(tokenizer, question)], device=self.device)
         seen, chunks = self._see([row])
         options |= {"attention": attention, "graphs": self._graphs}
