@@ -116,7 +116,7 @@ gpu-tune: gpu-tune-attention gpu-tune-blocks
 
 gpu-tune-attention gpu-tune-blocks: gpu-tune-%:
 	mkdir -p $(OUT)
-	$(LIMIT) 590 $(PYTHON) bench/search.py $* --seconds 540 --json $(OUT)/tune-$*.json
+	$(LIMIT) 590 $(PYTHON) bench/tune/search.py $* --seconds 540 --json $(OUT)/tune-$*.json
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

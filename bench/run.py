@@ -17,20 +17,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-if str(HERE) not in sys.path:  # the repository's root must not be on the path: its folder `kernels` is no package
-    sys.path.insert(0, str(HERE))
+# Python has put bench/ on the path. The repository's root must not be on it: its folder `kernels` is no package.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures memory, is to keep quiet
 
-import torch  # noqa: E402
+import torch
 
-import machine  # noqa: E402
-import pages  # noqa: E402
-import report  # noqa: E402
-import roofline  # noqa: E402
-from console import HAS_RICH, WITHOUT_EXTRA, Console  # noqa: E402
-from harness import one_line  # noqa: E402
-from rows import Case, Row, Settings  # noqa: E402
+from core import machine, roofline
+from core.harness import one_line
+from core.rows import Case, Row, Settings
+from report import pages
+from report import tables as report
+from report.console import HAS_RICH, WITHOUT_EXTRA, Console
 
 MEASURED = ("savings", "attention", "combiner", "ttm", "tubes")
 SUITES = (
@@ -95,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
         traces=options.out / "traces" if options.profile else None,
         tlx_python=options.tlx_python,
     )
-    suites = {name: importlib.import_module(f"suite_{name}") for name in options.suites}
+    suites = {name: importlib.import_module(f"cases.{name}") for name in options.suites}
     found = [(name, case) for name, suite in suites.items() for case in suite.cases(settings)]
     cases = [(name, case) for name, case in found if options.filter in f"{name}/{case.name}"]
     if options.list:
@@ -218,7 +215,7 @@ class Session:
         """Draw what can be drawn; returns what to say about it."""
         folder = self.options.plot or self.options.out
         try:
-            import plots
+            from report import plots
         except ImportError as missing:
             return [f"No plots: {missing}. {WITHOUT_EXTRA}"]
         try:

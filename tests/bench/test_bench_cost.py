@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import pytest
 
-from counting import count
+from core.counting import count
 from mirasol import Config, cost
 from mirasol.config import CombinerKind
 from mirasol.past import Reach

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-import suite_decode
+from cases import decode as suite_decode
+from core.rows import Row, Settings
 from mirasol import Config
 from mirasol.layers import init_weights
 from mirasol.text import TextDecoder
-from peer_decode import PlainDecoder
-from rows import Row, Settings
+from peers.decode import PlainDecoder
 from tolerance import assert_close
 
 SETTINGS = Settings(device=torch.device("cpu"), effort="quick")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from harness import Comparison, Unavailable, Variant, Verdict, against, compare, peak_memory, quantile, three_modes
-from rows import Settings
+from core.harness import Comparison, Unavailable, Variant, Verdict, against, compare, peak_memory, quantile, three_modes
+from core.rows import Settings
 
 CPU = torch.device("cpu")
 QUICK = Settings(device=CPU, effort="quick")
@@ -124,7 +124,7 @@ def test_rounds_take_turns():
 
 def test_speedup_is_the_median_of_the_rounds_ratios(monkeypatch):
     times = {"plain": iter([4.0, 8.0, 100.0]), "ours": iter([1.0, 2.0, 50.0])}
-    monkeypatch.setattr("harness.Clock.sample", lambda self, call, repeats: next(times[call.name]))
+    monkeypatch.setattr("core.harness.Clock.sample", lambda self, call, repeats: next(times[call.name]))
 
     def variant(name, role):
         def call():

@@ -8,9 +8,9 @@ import json
 
 import pytest
 
-import report
-from console import Console, Table, plain_table
-from rows import Row
+from core.rows import Row
+from report import tables as report
+from report.console import Console, Table, plain_table
 
 MACHINE = {
     "cpu": "one", "threads": 2, "gpu": None, "torch": "2", "triton": None, "cuda": None,

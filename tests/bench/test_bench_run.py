@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import report
 import run
-from rows import Case, Row
+from core.rows import Case, Row
+from report import tables as report
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCKER = """
@@ -37,8 +37,8 @@ def suite(monkeypatch):
         fake = SimpleNamespace(
             cases=lambda settings: list(cases), tables=lambda rows: [report.comparison_table("Fake", rows)]
         )
-        monkeypatch.setitem(sys.modules, "suite_savings", fake)
-        monkeypatch.setattr("roofline.measure", lambda settings: {"copy_gbps": 10.0, "gemm_tflops_float32": 1.0})
+        monkeypatch.setitem(sys.modules, "cases.savings", fake)
+        monkeypatch.setattr("core.roofline.measure", lambda settings: {"copy_gbps": 10.0, "gemm_tflops_float32": 1.0})
 
     return install
 
@@ -115,8 +115,9 @@ def test_the_steps_of_make_gpu_fit_one_call_of_ten_minutes():
 
 def test_make_gpu_tune_searches_in_two_calls():
     for what in ("attention", "blocks"):
-        assert f"bench/search.py {what} --seconds 540 --json results/tune-{what}.json" in dry_run(f"gpu-tune-{what}")
-    assert dry_run("gpu-tune").count("bench/search.py") == 2
+        call = f"bench/tune/search.py {what} --seconds 540 --json results/tune-{what}.json"
+        assert call in dry_run(f"gpu-tune-{what}")
+    assert dry_run("gpu-tune").count("bench/tune/search.py") == 2
 
 
 def test_all_suites_measure_and_predictions_go_with_traffic_alone(capsys):
@@ -134,7 +135,7 @@ def test_all_suites_measure_and_predictions_go_with_traffic_alone(capsys):
 
 def test_failed_rows_write_no_page(monkeypatch, tmp_path, capsys):
     failed = [failing("ttm read", RuntimeError("not counted"))]
-    monkeypatch.setitem(sys.modules, "suite_traffic", SimpleNamespace(cases=lambda _: failed, tables=lambda rows: []))
+    monkeypatch.setitem(sys.modules, "cases.traffic", SimpleNamespace(cases=lambda _: failed, tables=lambda rows: []))
     assert run.main(["--only", "traffic", "--write-predictions", "--out", str(tmp_path)]) == 1
     assert "FAIL pages: ttm read failed: RuntimeError: not counted" in capsys.readouterr().out
 

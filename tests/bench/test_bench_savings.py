@@ -7,13 +7,13 @@ import time
 import pytest
 import torch
 
-import savings_tables
-import suite_savings
-import sweep
-from counting import count
+from cases import savings as suite_savings
+from cases import sweep
+from core.counting import count
+from core.rows import Row, Settings
 from mirasol import Config
-from rows import Row, Settings
-from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, PRUNED, UNPRUNED
+from report import savings as savings_tables
+from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, PRUNED, UNPRUNED
 
 SETTINGS = Settings(device=torch.device("cpu"), effort="quick")
 CONFIGS = {name: Config.preset("tiny", **changes) for name, changes in sweep.MODELS.items()}

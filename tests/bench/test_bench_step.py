@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-import peer_mirasol
-import suite_step
-from harness import Unavailable
+from cases import step as suite_step
+from cases.step import DEFAULT, SMALL, TRANSFORMER, TTM, Step
+from core.harness import Unavailable
+from core.rows import Row, Settings
 from mirasol import Model
-from peer_mirasol import QUICK, Setting
-from rows import Row, Settings
-from suite_step import DEFAULT, SMALL, TRANSFORMER, TTM, Step
+from peers import mirasol_pytorch
+from peers.mirasol_pytorch import QUICK, Setting
 
 SETTINGS = Settings(device=torch.device("cpu"), effort="quick")
 
@@ -22,11 +22,11 @@ SETTINGS = Settings(device=torch.device("cpu"), effort="quick")
 @pytest.mark.parametrize("combiner", ["transformer", "ttm"])
 def test_ours_has_the_peers_tokens_and_depths(combiner):
     at = Setting()
-    config = peer_mirasol.config(at, 8, combiner)
-    patches = (at.size // peer_mirasol.PATCH) ** 2 * (peer_mirasol.FRAMES // peer_mirasol.DEPTH)
-    bins, frames = peer_mirasol.MEL_PATCH
+    config = mirasol_pytorch.config(at, 8, combiner)
+    patches = (at.size // mirasol_pytorch.PATCH) ** 2 * (mirasol_pytorch.FRAMES // mirasol_pytorch.DEPTH)
+    bins, frames = mirasol_pytorch.MEL_PATCH
     assert config.video_tokens == patches == 128
-    assert config.audio_tokens == peer_mirasol.MELS // bins * (at.chunks // frames) == 64
+    assert config.audio_tokens == mirasol_pytorch.MELS // bins * (at.chunks // frames) == 64
     assert config.samples_per_chunk // config.hop == at.chunks  # frames of the spectrogram
     assert (config.combiner_layers, config.combiner_window, config.latents_per_chunk) == (at.combiner, 1, 8)
 
@@ -51,7 +51,7 @@ def test_without_the_peer_its_rows_say_how_to_get_it(monkeypatch):
 @pytest.mark.slow
 def test_the_peer_itself(skip_loudly):
     try:
-        model = peer_mirasol.peer(QUICK, 3, small=True)
+        model = mirasol_pytorch.peer(QUICK, 3, small=True)
     except Unavailable as why:
         skip_loudly("a training step of mirasol-pytorch", str(why))
     heads = sum(
@@ -60,8 +60,8 @@ def test_the_peer_itself(skip_loudly):
         for p in getattr(model, name).parameters()
         if p.ndim == 2
     )
-    assert heads == peer_mirasol.peer_heads(QUICK, 3, True)
-    clip = peer_mirasol.peer_inputs(QUICK)
+    assert heads == mirasol_pytorch.peer_heads(QUICK, 3, True)
+    clip = mirasol_pytorch.peer_inputs(QUICK)
     step = Step(model, lambda: model(**clip))
     for _ in range(3):
         step()
@@ -69,8 +69,8 @@ def test_the_peer_itself(skip_loudly):
 
 
 def test_a_step_that_learns_nothing_is_not_timed():
-    model = Model(peer_mirasol.config(QUICK, 3, "transformer"))
-    clip = peer_mirasol.inputs(QUICK, model.config)
+    model = Model(mirasol_pytorch.config(QUICK, 3, "transformer"))
+    clip = mirasol_pytorch.inputs(QUICK, model.config)
     frozen = Step(model, lambda: model.text_decoder.embedding(clip["text"]).square().sum())
     frozen()
     assert "no gradient reaches" in frozen.verdict().problem

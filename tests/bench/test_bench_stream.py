@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-import suite_stream
+from cases import stream as suite_stream
+from core.rows import Settings
 from mirasol.streaming import Stream
-from rows import Settings
 
 SETTINGS = Settings(device=torch.device("cpu"), effort="quick")
 

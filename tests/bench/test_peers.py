@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend
 
-import peer_tlx
-import peers
-import suite_attention
-from attention_shapes import QUICK, Shape
-from harness import Comparison, Unavailable, Variant, Verdict, compare
-from rows import Settings
+from cases import attention as suite_attention
+from cases.attention_shapes import QUICK, Shape
+from core.harness import Comparison, Unavailable, Variant, Verdict, compare
+from core.rows import Settings
+from peers import attention as peers
+from peers import tlx
 
 CPU = torch.device("cpu")
 SHAPE = Shape("tiny", 2, 2, 16, 4, 8)
@@ -106,7 +106,7 @@ def test_tlx_runs_in_a_process_of_its_own(tmp_path):
         f"import sys\nassert sys.argv[2:] == ['2', '2', '32', '16']\nprint('noise')\nprint({json.dumps(answer)!r})",
     )
     assert peers.tlx(SHAPE, python) == answer
-    assert peers.tlx_command(SHAPE, python)[1].endswith("peer_tlx.py")
+    assert peers.tlx_command(SHAPE, python)[1].endswith("peers/tlx.py")
 
 
 @pytest.mark.parametrize(
@@ -130,9 +130,9 @@ def test_tlx_needs_an_interpreter(tmp_path):
 
 
 def test_the_process_of_tlx_refuses_in_a_sentence():
-    assert "blocks of 128" in peer_tlx.main(["1", "1", "100", "64"])["unavailable"]
+    assert "blocks of 128" in tlx.main(["1", "1", "100", "64"])["unavailable"]
     if absent("triton.language.extra.tlx"):
-        assert "pip install fbtriton" in peer_tlx.main(["1", "1", "128", "64"])["unavailable"]
+        assert "pip install fbtriton" in tlx.main(["1", "1", "128", "64"])["unavailable"]
 
 
 @pytest.mark.parametrize("mode", ["fwd", "bwd"])

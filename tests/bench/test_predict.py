@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from predict import H100, H200, LAUNCH, Work, imbalance, predict, residency
+from core.predict import H100, H200, LAUNCH, Work, imbalance, predict, residency
 
 TILES = 64  # of keys that a program walks over
 PROGRAMS = 132 * 16

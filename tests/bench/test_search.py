@@ -9,14 +9,14 @@ import time
 import pytest
 import torch
 
-import search
 from devices import DEVICE, ON_GPU
 from mirasol.kernels import chunked_attention
 from mirasol.kernels.attention.triton import config
 from mirasol.kernels.attention.triton.config import FORWARD, Config, pinned
 from mirasol.kernels.combiner.triton.config import ForwardConfig
 from mirasol.kernels.ttm.pool.triton.config import Block
-from search import Task
+from tune import search
+from tune.search import Task
 
 
 def attention(*candidates: Config) -> Task:

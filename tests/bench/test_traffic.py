@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import pages
-import suite_traffic
-import traffic
-from predict import Work
-from rows import Settings
-from traffic import Problem, Unlike, deviation, extrapolate, finish, measure, regrid
+from cases import traffic as suite_traffic
+from core import traffic
+from core.predict import Work
+from core.rows import Settings
+from core.traffic import Problem, Unlike, deviation, extrapolate, finish, measure, regrid
+from report import pages
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

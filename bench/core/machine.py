@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def describe(device: torch.device) -> dict[str, Any]:

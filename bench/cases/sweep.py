@@ -12,12 +12,12 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from counting import TEXT_TOKENS
-from harness import ROUNDS, Comparison, Judge, Variant, Verdict, against, compare
+from core.counting import TEXT_TOKENS
+from core.harness import ROUNDS, Comparison, Judge, Variant, Verdict, against, compare
+from core.rows import Row, Settings
 from mirasol import Config, Model, combiner, cost, layers
 from mirasol.encoders import video
-from rows import Row, Settings
-from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, SUITE
+from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, SUITE
 
 MODELS: dict[str, dict[str, Any]] = {
     EVERYTHING: {"combiner": "none", "av_causal": False},

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from harness import Clock, quantile
-from rows import Row, Settings, dtype_name
+from core.harness import Clock, quantile
+from core.rows import Row, Settings, dtype_name
 
 
 def measure(settings: Settings) -> dict[str, Any]:

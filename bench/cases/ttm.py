@@ -16,14 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import ttm_variants
-from console import Table
-from harness import Comparison, Variant, Verdict, against, compare, compiled, launches, three_modes
+from cases import ttm_variants
+from core.harness import Comparison, Variant, Verdict, against, compare, compiled, launches, three_modes
+from core.rows import Case, Row, Settings
 from mirasol import Config, combiner, cost
 from mirasol.kernels import TokenLearnerParams, ttm_read, ttm_scan, ttm_step, ttm_write
 from mirasol.layers import ViT, init_weights
-from report import comparison_table
-from rows import Case, Row, Settings
+from report.console import Table
+from report.tables import comparison_table
 
 SUITE = "ttm"
 EAGER = "eager, official form"

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import report
-from console import Table
-from rows import Row
+from core.rows import Row
+from report import tables as report
+from report.console import Table
 
 SUITE = "savings"
 EVERYTHING, CHUNKED, CHUNKED_TTM = "everything at once", "chunks + Transformer", "chunks + TTM"
@@ -211,7 +211,7 @@ def _pruning(rows: list[Row]) -> Table:
 
 
 def _attention(rows: list[Row]) -> Table:
-    from suite_attention import DENSE, FULL, OURS
+    from cases.attention import DENSE, FULL, OURS
 
     lines = []
     for case in grouped(rows, "chunk-causal attention ").values():

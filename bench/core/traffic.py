@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
-import machine
-from predict import Work
+from core import machine
+from core.predict import Work
 
 TESTS = machine.REPOSITORY / "tests"  # where the emulator and the compile-only harness stand
 TARGET, MULTIPROCESSORS = "sm_90", 132

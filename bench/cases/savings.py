@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-import suite_attention
-from attention_shapes import Shape
-from counting import TEXT_TOKENS, count, count_combiner
-from harness import Comparison, Variant, against, compare
+from cases import attention as suite_attention
+from cases.attention_shapes import Shape
+from cases.sweep import MODELS, Sweep
+from core.counting import TEXT_TOKENS, count, count_combiner
+from core.harness import Comparison, Variant, against, compare
+from core.rows import Case, Row, Settings
 from mirasol import Config, combiner, cost, layers
-from rows import Case, Row, Settings
-from savings_tables import PRUNED, SUITE, TTM_ALONE, UNPRUNED, headline, tables
-from sweep import MODELS, Sweep
+from report.savings import PRUNED, SUITE, TTM_ALONE, UNPRUNED, headline, tables
 
 __all__ = ["cases", "headline", "tables"]
 

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-import peers
-from attention_shapes import CPU, CPU_FULL, GPU, GPU_FULL, QUICK, Shape, windows
-from console import Table
-from harness import Comparison, Judge, Unavailable, Variant, against, compare, three_modes
+from cases.attention_shapes import CPU, CPU_FULL, GPU, GPU_FULL, QUICK, Shape, windows
+from core.harness import Comparison, Judge, Unavailable, Variant, against, compare, three_modes
+from core.rows import Case, Row, Settings, dtype_name
 from mirasol.kernels import chunked_attention
-from report import comparison_table
-from rows import Case, Row, Settings, dtype_name
+from peers import attention as peers
+from report.console import Table
+from report.tables import comparison_table
 
 SUITE = "attention"
 OURS, DENSE, FULL, CAUSAL = "mirasol, torch", "SDPA, dense mask", "full attention", "causal SDPA"

@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from console import Table
-from harness import Comparison, Variant, against, compare, compiled, three_modes
+from core.harness import Comparison, Variant, against, compare, compiled, three_modes
+from core.rows import Case, Row, Settings
 from mirasol import cost
 from mirasol.kernels import combiner_project
 from mirasol.layers import Block, init_weights
-from report import comparison_table
-from rows import Case, Row, Settings
+from report.console import Table
+from report.tables import comparison_table
 
 SUITE = "combiner"
 EAGER, WHOLE = "slice + norm + linear", "all tokens, then slice"

@@ -1,5 +1,5 @@
 """One training step on one clip, ours beside mirasol-pytorch: forward, backward, AdamW; what each computes stands in
-`peer_mirasol`.
+`peers.mirasol_pytorch`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import peer_mirasol
-import report
-from console import Table
-from harness import Comparison, Unavailable, Variant, Verdict, compare
+from core.harness import Comparison, Unavailable, Variant, Verdict, compare
+from core.rows import Case, Row, Settings
 from mirasol import Model
-from peer_mirasol import QUICK, Setting
-from rows import Case, Row, Settings
+from peers import mirasol_pytorch
+from peers.mirasol_pytorch import QUICK, Setting
+from report import tables as report
+from report.console import Table
 
 SUITE = "step"
 TRANSFORMER, TTM = "mirasol, Transformer", "mirasol, TTM"
@@ -67,9 +67,9 @@ def _case(combined: int, settings: Settings) -> list[Row]:
             judge=lambda name, outputs: steps[name].verdict(),
             baseline=SMALL,
             mode="step",
-            shape=f"{at.chunks * peer_mirasol.FRAMES} frames, {at.text} text tokens",
+            shape=f"{at.chunks * mirasol_pytorch.FRAMES} frames, {at.text} text tokens",
             rounds=(2, 2, 0.0) if settings.effort == "quick" else ROUNDS,
-            detail={"setting": asdict(at), "combined": combined, "computes": peer_mirasol.__doc__},
+            detail={"setting": asdict(at), "combined": combined, "computes": mirasol_pytorch.__doc__},
         ),
         settings,
     )
@@ -117,10 +117,10 @@ class Step:
 
 
 def _ours(at: Setting, combined: int, combiner: str, settings: Settings) -> Step:
-    config = peer_mirasol.config(at, combined, combiner)
+    config = mirasol_pytorch.config(at, combined, combiner)
     torch.manual_seed(0)
     model = Model(config).to(settings.device)
-    clip = _moved(peer_mirasol.inputs(at, config), settings)
+    clip = _moved(mirasol_pytorch.inputs(at, config), settings)
 
     def loss() -> Tensor:
         found = model(**clip).loss
@@ -131,10 +131,10 @@ def _ours(at: Setting, combined: int, combiner: str, settings: Settings) -> Step
 
 
 def _theirs(at: Setting, combined: int, small: bool, settings: Settings) -> Step:
-    _expect_room(STATE * peer_mirasol.peer_heads(at, combined, small), settings)
+    _expect_room(STATE * mirasol_pytorch.peer_heads(at, combined, small), settings)
     torch.manual_seed(0)
-    model = peer_mirasol.peer(at, combined, small).to(settings.device)
-    clip = _moved(peer_mirasol.peer_inputs(at), settings)
+    model = mirasol_pytorch.peer(at, combined, small).to(settings.device)
+    clip = _moved(mirasol_pytorch.peer_inputs(at), settings)
     return Step(model, lambda: model(**clip))
 
 
@@ -160,7 +160,7 @@ def tables(rows: list[Row]) -> list[Table]:
     notes = [
         f"forward, backward and AdamW of one clip of {rows[0].shape}: {sizes}",
         "m: combined tokens a chunk: 3 is the peer's default, 32 the paper's",
-        "every ratio from one process, in turns; what each model computes: bench/peer_mirasol.py",
+        "every ratio from one process, in turns; what each model computes: bench/peers/mirasol_pytorch.py",
         "state: weights and AdamW's moments; beside it: the most that a step holds more, gradients included",
         *report.troubles(rows),
     ]

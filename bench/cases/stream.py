@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import report
-from console import Table
-from harness import Comparison, Variant, Verdict, compare
+from core.harness import Comparison, Variant, Verdict, compare
+from core.rows import Case, Row, Settings
 from mirasol import ByteTokenizer, Config, Model, generation
 from mirasol.streaming.session import process_memory
 from mirasol.tokenizer import encode_prompt
-from rows import Case, Row, Settings
+from report import tables as report
+from report.console import Table
 
 SUITE = "stream"
 QUESTION = "What moves, and what is heard?"

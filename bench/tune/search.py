@@ -1,7 +1,7 @@
 """Search block sizes on the GPU at hand, beside those that the operators' `config` modules compute.
 
-    python bench/search.py attention --seconds 540 --json found.json
-    python bench/search.py blocks --seconds 540 --json found.json     # those of the TTM and of the Combiner
+    python bench/tune/search.py attention --seconds 540 --json found.json
+    python bench/tune/search.py blocks --seconds 540 --json found.json     # those of the TTM and of the Combiner
 
 Nothing here runs during a call of an operator. A configuration is timed only if its results are those of the computed
 one; what is found is a candidate, that ships once it has passed the compile-only tests and the emulator.
@@ -22,11 +22,13 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # bench/, the folder of all rooms
+
 import torch
 from torch import Tensor
 
-import machine
-from harness import one_line, tensors_of
+from core import machine
+from core.harness import one_line, tensors_of
 from mirasol.kernels import TokenLearnerParams, chunked_attention, combiner_project, ttm_read, ttm_write
 from mirasol.kernels.attention.triton.config import BACKWARD_KV, FORWARD, KERNELS, Config, pinned
 from mirasol.kernels.combiner.triton import forward as combiner

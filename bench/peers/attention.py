@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import FlexKernelOptions, create_block_mask, flex_attention
 
-from attention_shapes import Shape, windows
-from harness import Unavailable, one_line
+from cases.attention_shapes import Shape, windows
+from core.harness import Unavailable, one_line
 
 Attention = Callable[..., Any]
 MOST_SCORES = 8192**2  # of a head, where a peer writes all of them to memory
@@ -231,4 +231,4 @@ def tlx(shape: Shape, python: Path | None) -> dict[str, Any]:
 
 def tlx_command(shape: Shape, python: Path) -> list[str]:
     sizes = (shape.batch, shape.heads, shape.length, shape.head_dim)
-    return [str(python), str(Path(__file__).with_name("peer_tlx.py")), *map(str, sizes)]
+    return [str(python), str(Path(__file__).with_name("tlx.py")), *map(str, sizes)]

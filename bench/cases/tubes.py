@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from console import Table
-from harness import Comparison, Unavailable, Variant, against, compare, compiled
+from core.harness import Comparison, Unavailable, Variant, against, compare, compiled
+from core.rows import Case, Row, Settings
 from mirasol.config import SHORT_TUBES
 from mirasol.kernels import TUBEVIT_TUBES, Tube, build_info, extract_tubes, tube_grid
-from report import comparison_table
-from rows import Case, Row, Settings
+from report.console import Table
+from report.tables import comparison_table
 
 SUITE = "tubes"
 GATHER, CONV = "strided gather", "normalise + Conv3d"

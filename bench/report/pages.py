@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import machine
-from predict import H100, H200, LAUNCH, PEAK, PRODUCTS, SERIAL, SERIAL_SPECIALIZED
-from report import number
-from rows import Row
+from core import machine
+from core.predict import H100, H200, LAUNCH, PEAK, PRODUCTS, SERIAL, SERIAL_SPECIALIZED
+from core.rows import Row
+from report.tables import number
 
 BEGIN, END = "<!-- predictions: begin -->", "<!-- predictions: end -->"
 PAGES = ("attention", "combiner", "ttm", "tubes")
@@ -49,7 +49,7 @@ def text(page: str, rows: list[Row]) -> str:
         f"Written by `{COMMAND}`. **All of it is predicted, nothing was measured on a\n"
         "GPU.** Counted: compiled sm_90 kernels, run in the emulator of "
         "`tests/emulator`. "
-        "Times (`bench/predict.py`): the longest\nof DRAM "
+        "Times (`bench/core/predict.py`): the longest\nof DRAM "
         f"(distinct bytes at {H100.copy / 1e12:.1f} TB/s on an H100, {H200.copy / 1e12:.1f} on an H200), L2 cache "
         f"({H100.l2 / 1e12:.1f} TB/s), loads in flight, and the\nbusiest multiprocessor, whose products reach "
         f"{PRODUCTS:.0%} of their rate and leave {SERIAL:.0%} of the shorter of products and\nother instructions "

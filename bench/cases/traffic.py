@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from console import Table
+from core.predict import H100, H200, Work, predict
+from core.rows import Case, Row, Settings
+from core.traffic import MULTIPROCESSORS, TARGET, Call, Problem, measure, require_compiler, work_of
 from mirasol.kernels import (
     TUBEVIT_TUBES,
     TokenLearnerParams,
@@ -29,11 +31,9 @@ from mirasol.kernels import (
     tube_grid,
     visible_pairs,
 )
-from pages import conflicts
-from predict import H100, H200, Work, predict
-from report import number, scaled
-from rows import Case, Row, Settings
-from traffic import MULTIPROCESSORS, TARGET, Call, Problem, measure, require_compiler, work_of
+from report.console import Table
+from report.pages import conflicts
+from report.tables import number, scaled
 
 SUITE = "traffic"
 CHUNK = 512
@@ -103,7 +103,7 @@ def tables(rows: list[Row]) -> list[Table]:
     columns = ["case", "launch", "programs", "DRAM", "L2 to SM", "matrix", "exp2", "instructions", "bank conflicts"]
     columns += ["bound", "H100 us", "H200 us"]
     notes = [
-        "Predicted, not measured: compiled sm_90 kernels counted in an emulator, times by bench/predict.py",
+        "Predicted, not measured: compiled sm_90 kernels counted in an emulator, times by bench/core/predict.py",
         "DRAM: distinct bytes; matrix: operations; exp2 and instructions: warps' PTX instructions, which are not SASS",
     ]
     return [Table("Predicted traffic and times", columns, [_line(row) for row in rows], left=2, notes=notes)]

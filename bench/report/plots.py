@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-import report
-from rows import Row
-from savings_tables import CHUNKED, CHUNKED_TTM, EVERYTHING, PUBLISHED, SUITE, saving
+from core.rows import Row
+from report import tables as report
+from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, PUBLISHED, SUITE, saving
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
 COLOURS = {EVERYTHING: "#555555", CHUNKED: "#0072B2", CHUNKED_TTM: "#D55E00"}

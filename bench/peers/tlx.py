@@ -1,4 +1,4 @@
-"""Dense attention by the Hopper tutorial of TLX, checked and timed: python peer_tlx.py BATCH HEADS TOKENS WIDTH
+"""Dense attention by the Hopper tutorial of TLX, checked and timed: python tlx.py BATCH HEADS TOKENS WIDTH
 
 Stands alone, as its environment has another Triton (fbtriton) and neither mirasol nor what this folder imports. Writes
 one line of JSON.

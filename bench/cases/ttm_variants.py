@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness import Comparison, Variant, against, compare, compiled, three_modes
+from core.harness import Comparison, Variant, against, compare, compiled, three_modes
+from core.rows import Case, Row, Settings
 from mirasol.kernels import EraseAddParams, LatentQueryParams, MlpParams, ttm_read, ttm_write
-from rows import Case, Row, Settings
 
 EAGER = "eager, official form"
 HIDDEN = 64

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from harness import Unavailable
+from core.harness import Unavailable
 from mirasol import Config
 from mirasol.kernels import Tube
 

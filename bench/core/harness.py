@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from rows import Effort, Row, Settings, dtype_name
+from core.rows import Effort, Row, Settings, dtype_name
 
 ROUNDS: dict[Effort, tuple[int, int, float]] = {"quick": (2, 3, 0.05), "default": (3, 25, 1.5), "full": (10, 100, 10.0)}
 """Least and most rounds, and the seconds after which no more than the least are run."""

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-import report
-from console import Table
-from harness import Comparison, Unavailable, Variant, against, compare, one_line
+from core.harness import Comparison, Unavailable, Variant, against, compare, one_line
+from core.rows import Case, Row, Settings
 from mirasol import Config
 from mirasol.generation.decode import ROOM
 from mirasol.kernels import chunked_attention
 from mirasol.layers import init_weights
 from mirasol.text import TextDecoder
-from peer_decode import PlainDecoder
-from rows import Case, Row, Settings
+from peers.decode import PlainDecoder
+from report import tables as report
+from report.console import Table
 
 SUITE = "decode"
 PLAIN, BARE = "plain PyTorch", "plain PyTorch, functions alone"
@@ -180,7 +180,7 @@ def _calls(
 def tables(rows: list[Row]) -> list[Table]:
     columns = ["case", "implementation", "us a call (p20–p80)", "n", "x baseline (p20–p80)", "compile s"]
     notes = [
-        "step: one token's call of the decoder in a text of 32; baseline: plain PyTorch, bench/peer_decode.py",
+        "step: one token's call of the decoder in a text of 32; baseline: plain PyTorch, bench/peers/decode.py",
         *sorted({f"{row.case}: {row.shape}" for row in rows}),
         *report.troubles(rows),
     ]

@@ -8,8 +8,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from console import Table
-from rows import Row
+from core.rows import Row
+from report.console import Table
 
 SCHEMA = 1
 

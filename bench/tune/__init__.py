@@ -1,0 +1,1 @@
+"""Searches that are run by hand on a GPU."""
