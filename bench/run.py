@@ -22,11 +22,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler, which measures 
 
 import torch
 
-from core import machine, roofline
+from core import machine, provenance, roofline
 from core.harness import one_line
 from core.rows import Case, Row, Settings
-from report import pages
-from report import tables as report
+from report import claims, files, pages, stored, tables
+from report.compare import compare_runs
 from report.console import HAS_RICH, WITHOUT_EXTRA, Console
 
 MEASURED = ("savings", "attention", "combiner", "ttm", "tubes")
@@ -39,6 +39,8 @@ SUITES = (
 )  # tokens; training steps; live streams; kernels' moves, counted
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 INTERRUPTED = 130
+REFUSED = 2
+BUILD = machine.REPOSITORY / "build" / "bench"
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -53,15 +55,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: cuda if there)")
     add("--dtype", choices=DTYPES, help="default: the suite's own choice")
     add("--threads", type=int, help="CPU threads (default: PyTorch's)")
-    add("--out", type=Path, default=machine.REPOSITORY / "build" / "bench", help="folder (default: build/bench)")
+    add("--out", type=Path, default=BUILD, help="folder (default: build/bench)")
     add("--json", type=Path, help="results file (default: OUT/SUITES-MACHINE.json)")
     add("--csv", type=Path, help="also write the rows as CSV")
-    add("--compare", type=Path, help="an earlier JSON file; exit 1 if something is worse beyond the tolerance")
+    add("--compare", type=Path, help="an earlier JSON file; exit 1 if a speed-up, FLOPs or memory of ours is worse")
     add("--tolerance", type=float, default=0.1, help="relative change that counts as such (default: 0.1)")
     add("--plot", type=Path, help="folder for PNG plots (default: OUT)")
     add("--profile", action="store_true", help="write a torch.profiler trace of every variant to OUT/traces")
     add("--tlx-python", type=Path, help="interpreter with torch and fbtriton, to time TLX in a process of its own")
     add("--write-predictions", action="store_true", help="put traffic's tables into kernels/*/PREDICTIONS.md")
+    add("--claims", action="store_true", help="show what is claimed, from bench/results, and stop")
     add("--list", action="store_true", help="name the cases and stop")
     add("--plain", action="store_true", help="plain text even where rich is installed")
     options = parser.parse_args(arguments)
@@ -77,12 +80,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--write-predictions writes whole pages: --filter must be one of {', '.join(wholes[1:])}")
     if options.device.startswith("cuda") and not torch.cuda.is_available():
         parser.error("--device cuda needs a GPU that this PyTorch can use; there is none")
+    try:  # before the run, which may write that very file
+        options.earlier = files.read_json(options.compare) if options.compare else None
+    except (OSError, ValueError) as error:
+        parser.error(f"--compare must name a results file: {error}")
     return options
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
     console = Console(plain=options.plain)
+    if options.claims:
+        return show_claims(console, None, options.out)
     if options.threads:
         torch.set_num_threads(options.threads)
     settings = Settings(
@@ -102,7 +111,37 @@ def main(arguments: list[str] | None = None) -> int:
     if not cases:
         console.say(f"No case holds {options.filter!r}; see --list")
         return 1
-    return Session(options, settings, console, suites, cases).run()
+    session = Session(options, settings, console, suites, cases)
+    why = provenance.refusal(session.target, session.about)
+    if why:
+        print(f"run.py: error: {why}", file=sys.stderr)
+        return REFUSED
+    return session.run()
+
+
+def show_claims(console: Console, fresh: stored.Result | None, folder: Path) -> int:
+    """The table that every run ends in, and the page behind it. 0: all is well; 1: a stored result cannot be read."""
+    kept, problems = stored.load()
+    try:
+        learned = stored.load_learned()
+    except ValueError as error:
+        learned, problems = None, [*problems, f"{stored.LEARNED} is no JSON: {error}"]
+    results = kept if fresh is None else stored.with_run(kept, fresh)
+    lines = claims.claims(results, learned)
+    console.table(claims.table(lines, fresh.file if fresh else ""))
+    for problem in problems:
+        console.say(f"FAIL {problem}")
+    console.say(write_page(lines, results, folder))
+    return 1 if problems else 0
+
+
+def write_page(lines: list[claims.Claim], results: list[stored.Result], folder: Path) -> str:
+    """The report as one HTML file; returns what to say about it."""
+    try:
+        from report import page
+    except ImportError as missing:
+        return f"No report: {missing}. {WITHOUT_EXTRA}"
+    return f"Report: {page.write(folder / 'report.html', lines, results)}"
 
 
 class Session:
@@ -121,9 +160,14 @@ class Session:
         self.rows: list[Row] = []
         self.started = time.perf_counter()
         facts = machine.describe(settings.device)
-        self.file = options.json or options.out / f"{'-'.join(options.suites)}-{machine.slug(facts)}.json"
+        self.target: Path = options.json or options.out / f"{'-'.join(options.suites)}-{machine.slug(facts)}.json"
+        # what is kept in bench/results is replaced by a run that has come to its end, never by a part of one
+        kept = self.target.resolve().is_relative_to(provenance.RESULTS)
+        self.file = BUILD / self.target.name if kept else self.target
+        self.page_folder: Path = BUILD if options.out.resolve().is_relative_to(provenance.RESULTS) else options.out
         self.about: dict[str, Any] = {
-            "machine": facts,
+            "machine": facts | provenance.commit(),
+            "code": provenance.code_of(options.suites),
             "command": shlex.join(["python", "bench/run.py", *sys.argv[1:]]),
             "settings": {
                 "suites": list(options.suites),
@@ -154,9 +198,10 @@ class Session:
             self.about["interrupted"] = True
         finally:
             gc.unfreeze()
-        self.finish()
-        self.show()
+        whole = self.keep()
+        self.show(whole)
         worse = self.compare()
+        show_claims(self.console, stored.Result(self.file.name, self.about, self.rows), self.page_folder)
         if self.about["interrupted"]:
             say(f"Interrupted: {len(self.rows)} rows of the cases that had ended are kept in {self.file}")
             return INTERRUPTED
@@ -182,23 +227,40 @@ class Session:
         """Write what there is."""
         self.about["seconds"] = round(time.perf_counter() - self.started, 1)
         self.about["finished"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
-        report.write_json(self.file, self.about, self.rows)
+        files.write_json(self.file, self.about, self.rows)
         if self.options.csv:
-            report.write_csv(self.options.csv, self.about, self.rows)
+            files.write_csv(self.options.csv, self.about, self.rows)
 
-    def show(self) -> None:
+    def keep(self) -> bool:
+        """Write what there is for good: whole runs of committed code where they were asked for; False: not there."""
+        other = provenance.changed(self.about["code"], provenance.code_of(self.options.suites))
+        if other:
+            self.about["machine"] |= {"dirty": True, "uncommitted": other}
+            self.console.say(f"Changed while it was measured: {', '.join(other)}")
+        self.finish()
+        if self.file == self.target:
+            return True
+        if self.about["interrupted"] or other:
+            self.console.say(f"Not kept in {self.target}: {'interrupted' if self.about['interrupted'] else 'changed'}")
+            return False
+        self.file = self.target
+        self.finish()
+        return True
+
+    def show(self, whole: bool) -> None:
         """Tables, plots and the last lines."""
         say = self.console.say
         headlines = []
         for name, suite in self.suites.items():
             rows = [row for row in self.rows if row.suite == name]
-            for table in suite.tables(rows) if rows else []:
-                self.console.table(table)
-            headlines.append(getattr(suite, "headline", report.headline)(rows))
+            for drawn in suite.tables(rows) if rows else []:
+                self.console.table(drawn)
+            headlines.append(getattr(suite, "headline", tables.headline)(rows))
         self.say_rates()
-        for line in [*self.plot(), *self.write_predictions(), *filter(None, headlines)]:
+        folder = self.options.plot or (self.options.out if whole else BUILD)
+        for line in [*self.plot(folder), *self.write_predictions(), *filter(None, headlines)]:
             say(line)
-        say(f"{report.verdict(self.rows)}; {self.about['seconds']:.0f} s; {self.file}")
+        say(f"{tables.verdict(self.rows)}; {self.about['seconds']:.0f} s; {self.file}")
 
     def say_rates(self) -> None:
         start, end = self.about.get("roofline"), self.about.get("roofline_at_end")
@@ -211,9 +273,8 @@ class Session:
             line += f"; changed by up to {roofline.drift(start, end):.0%} until the end"
         self.console.say(line)
 
-    def plot(self) -> list[str]:
+    def plot(self, folder: Path) -> list[str]:
         """Draw what can be drawn; returns what to say about it."""
-        folder = self.options.plot or self.options.out
         try:
             from report import plots
         except ImportError as missing:
@@ -238,10 +299,9 @@ class Session:
 
     def compare(self) -> bool:
         """Whether something is worse than in the file that --compare names."""
-        if self.options.compare is None:
+        if self.options.earlier is None:
             return False
-        old = report.read_json(self.options.compare)
-        table, worse = report.compare_runs(old, (self.about, self.rows), self.options.tolerance)
+        table, worse = compare_runs(self.options.earlier, (self.about, self.rows), self.options.tolerance)
         self.console.table(table)
         self.console.say("Worse than before" if worse else "No worse than before")
         return worse

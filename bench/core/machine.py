@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def describe(device: torch.device) -> dict[str, Any]:
-    """CPU, threads, versions, GPU, commit and date, as plain values for JSON."""
+    """CPU, threads, versions, GPU and date, as plain values for JSON."""
     facts: dict[str, Any] = {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": cpu_model(),
@@ -34,7 +34,6 @@ def describe(device: torch.device) -> dict[str, Any]:
         "driver": None,
         "gpu": None,
         "native_extension": _native(),
-        **_commit(),
     }
     if device.type == "cuda":
         facts.update(_gpu(device))
@@ -89,15 +88,6 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         names = ("driver", "clock_sm", "clock_sm_max", "clock_memory", "power_limit")
         facts.update(zip(names, (value.strip() for value in answer.split(",")), strict=True))
     return facts
-
-
-def _commit() -> dict[str, Any]:
-    try:
-        at = _run("git", "-C", str(REPOSITORY), "rev-parse", "--short=10", "HEAD")
-        changes = _run("git", "-C", str(REPOSITORY), "status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-    return {"commit": at, "dirty": bool(changes)}
 
 
 def _native() -> Any:

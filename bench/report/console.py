@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
+from textwrap import fill
 from typing import Any, TextIO
 
 try:
@@ -14,7 +16,7 @@ try:
 except ImportError:
     HAS_RICH = False
 
-WITHOUT_EXTRA = "The extra adds a progress bar, tables in colour and PNG plots: pip install -e '.[bench]'"
+WITHOUT_EXTRA = "The extra adds a progress bar, tables in colour, plots and the report: pip install -e '.[bench]'"
 
 
 @dataclass
@@ -26,6 +28,7 @@ class Table:
     rows: list[list[str]]
     left: int = 1
     notes: list[str] = field(default_factory=list)
+    wrap: int = 0  # cells of text are folded at so many characters; 0: never
 
 
 class Console:
@@ -40,6 +43,8 @@ class Console:
 
     def table(self, table: Table) -> None:
         """One table with its title and notes."""
+        if table.wrap:
+            table = replace(table, rows=[[fill(cell, table.wrap) for cell in row] for row in table.rows])
         if self.rich and self.stream.isatty():
             self._rich_table(table)
         else:
@@ -127,9 +132,10 @@ class _RichProgress(Progress):
 
 
 def plain_table(table: Table) -> str:
-    """The table as aligned text, with a rule under the header."""
-    grid = [table.columns, *table.rows]
-    widths = [max(len(row[index]) for row in grid) for index in range(len(table.columns))]
+    """The table as aligned text, with a rule under the header. A cell of several lines makes its row as tall."""
+    tall = [zip_longest(*(cell.split("\n") for cell in row), fillvalue="") for row in table.rows]
+    rows = [list(line) for lines in tall for line in lines]
+    widths = [max(len(row[index]) for row in [table.columns, *rows]) for index in range(len(table.columns))]
 
     def line(cells: list[str]) -> str:
         aligned = (
@@ -139,4 +145,4 @@ def plain_table(table: Table) -> str:
         return "  ".join(aligned).rstrip()
 
     rule = "  ".join("-" * width for width in widths)
-    return "\n".join([table.title, line(table.columns), rule, *(line(row) for row in table.rows)])
+    return "\n".join([table.title, line(table.columns), rule, *(line(row) for row in rows)])

@@ -1,7 +1,8 @@
-"""PNG plots of a run, from its rows. Needs matplotlib."""
+"""Plots of a run as PNG files and as SVG, from its rows. Needs matplotlib."""
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -44,12 +45,29 @@ def draw(rows: list[Row], folder: Path, prefix: str, caption: str) -> list[Path]
     written = []
     with matplotlib.rc_context(STYLE):
         for name, figure in _figures(rows):
-            foot = textwrap.fill(caption, int(18 * figure.get_figwidth()))
-            figure.text(0.01, 0.01, foot, fontsize=6.5, color="#666666", ha="left", va="bottom")
+            _caption(figure, caption)
             path = folder / f"{prefix}-{name}.png"
             figure.savefig(path, dpi=150)
             written.append(path)
     return written
+
+
+def as_svg(rows: list[Row], prefix: str, caption: str) -> dict[str, str]:
+    """The same plots as SVG that a page may hold: name -> `<svg>` element, its text left as text."""
+    drawn = {}
+    # identifiers must differ between the pictures of one page, and be the same in every run
+    with matplotlib.rc_context({**STYLE, "svg.fonttype": "none", "svg.hashsalt": prefix}):
+        for name, figure in _figures(rows):
+            _caption(figure, caption)
+            text = io.StringIO()
+            figure.savefig(text, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
+            drawn[name] = text.getvalue()[text.getvalue().index("<svg") :]
+    return drawn
+
+
+def _caption(figure: Figure, caption: str) -> None:
+    foot = textwrap.fill(caption, int(18 * figure.get_figwidth()))
+    figure.text(0.01, 0.01, foot, fontsize=6.5, color="#666666", ha="left", va="bottom")
 
 
 def _figures(rows: list[Row]) -> list[tuple[str, Figure]]:

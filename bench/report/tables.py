@@ -1,17 +1,11 @@
-"""Results as tables, JSON and CSV, and a run compared with an earlier one."""
+"""Numbers as people read them, and tables of rows."""
 
 from __future__ import annotations
 
-import csv
-import json
-import os
-from pathlib import Path
 from typing import Any
 
 from core.rows import Row
 from report.console import Table
-
-SCHEMA = 1
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -131,80 +125,3 @@ def verdict(rows: list[Row]) -> str:
     """How many rows there are, and how many failed or could not run here."""
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", "SKIP", "FAIL")}
     return f"{counts['ok']} rows measured, {counts['SKIP']} skipped, {counts['FAIL']} failed"
-
-
-def write_json(path: Path, run: dict[str, Any], rows: list[Row]) -> None:
-    """The whole run, one line for each row, without what does not apply to a row.
-
-    Written beside and moved into place, so that an interrupted write leaves the last good file.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    head = json.dumps({"schema": SCHEMA, **run}, indent=1).removesuffix("\n}")
-    lines = [json.dumps({name: value for name, value in row.to_dict().items() if value is not None}) for row in rows]
-    beside = path.with_name(path.name + ".part")
-    beside.write_text(f'{head},\n "rows": [\n' + ",\n".join(lines) + "\n ]\n}\n")
-    os.replace(beside, path)
-
-
-def read_json(path: Path) -> tuple[dict[str, Any], list[Row]]:
-    """What `write_json` wrote: the run and its rows.
-
-    Raises:
-        ValueError: another schema.
-    """
-    document = json.loads(path.read_text())
-    if document.get("schema") != SCHEMA:
-        raise ValueError(f"{path} has schema {document.get('schema')!r}, this program reads {SCHEMA}")
-    rows = [Row.from_dict(values) for values in document.pop("rows")]
-    return document, rows
-
-
-def write_csv(path: Path, run: dict[str, Any], rows: list[Row]) -> None:
-    """One line a row, `detail` as JSON, the machine's main facts at the end of each line."""
-    machine = run["machine"]
-    names = ("cpu", "threads", "gpu", "torch", "triton", "cuda", "commit", "dirty", "date")
-    facts = {name: machine.get(name) for name in names}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, [*Row("", "", "").to_dict(), *facts])
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({**row.to_dict(), "detail": json.dumps(row.detail), **facts})
-
-
-def compare_runs(
-    old: tuple[dict[str, Any], list[Row]], new: tuple[dict[str, Any], list[Row]], tolerance: float
-) -> tuple[Table, bool]:
-    """Time, memory and FLOPs of the rows that both runs hold, new over old.
-
-    Returns:
-        A table of what changed by more than `tolerance`, and whether anything became worse: slower, larger, more
-        FLOPs by more than `tolerance`, or a row that was fine and now fails.
-    """
-    before = {row.key: row for row in old[1]}
-    lines, worse, matched = [], False, 0
-    for row in new[1]:
-        was = before.get(row.key)
-        if was is None or was.status != "ok":
-            continue
-        matched += 1
-        if row.status == "FAIL":
-            worse = True
-            lines.append([f"{row.suite}/{row.case} {row.mode}", row.impl, "result", "ok", "FAIL", ""])
-        for name, show in (("median_ms", milliseconds), ("peak_bytes", mebibytes), ("flops", scaled)):
-            a, b = getattr(was, name), getattr(row, name)
-            if not a or b is None or abs(b / a - 1) <= tolerance:
-                continue
-            worse = worse or b > a
-            lines.append([f"{row.suite}/{row.case} {row.mode}", row.impl, name, show(a), show(b), f"{b / a:.2f}x"])
-    notes = [f"{matched} rows in both runs; shown: changes beyond {tolerance:.0%}"]
-    machines = [run["machine"] for run, _ in (old, new)]
-    for fact in ("cpu", "gpu", "threads", "torch"):
-        then, now = (facts.get(fact) for facts in machines)
-        if then != now:
-            notes.append(f"different {fact}: {then} then, {now} now; times do not compare")
-    if not matched:
-        worse = True
-        notes.append("nothing in common: no row of this run is in that file")
-    columns = ["case", "implementation", "of", "then", "now", "ratio"]
-    return Table("Compared with the earlier run", columns, lines, 3, notes), worse

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,7 +15,7 @@ import pytest
 
 import run
 from core.rows import Case, Row
-from report import tables as report
+from report import files, tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BLOCKER = """
@@ -35,7 +36,7 @@ def suite(monkeypatch):
 
     def install(*cases: Case) -> None:
         fake = SimpleNamespace(
-            cases=lambda settings: list(cases), tables=lambda rows: [report.comparison_table("Fake", rows)]
+            cases=lambda settings: list(cases), tables=lambda rows: [tables.comparison_table("Fake", rows)]
         )
         monkeypatch.setitem(sys.modules, "cases.savings", fake)
         monkeypatch.setattr("core.roofline.measure", lambda settings: {"copy_gbps": 10.0, "gemm_tflops_float32": 1.0})
@@ -43,8 +44,16 @@ def suite(monkeypatch):
     return install
 
 
-def fine(name: str, median_ms: float = 2.0) -> Case:
-    return Case(name, lambda settings: [Row("savings", name, "ours", median_ms=median_ms, p20_ms=1, p80_ms=3, n=3)])
+def fine(name: str, speedup: float = 2.0) -> Case:
+    """Ours and a peer; the run's clock is another each time, and must not matter."""
+    times = dict(p20_ms=1, p80_ms=3, n=3, baseline="peer")
+
+    def rows(settings):
+        one = time.perf_counter()
+        ours = Row("savings", name, "ours", role="ours", median_ms=one, speedup=speedup, **times)
+        return [ours, Row("savings", name, "peer", median_ms=one * speedup, speedup=1.0, **times)]
+
+    return Case(name, rows)
 
 
 def failing(name: str, error: BaseException) -> Case:
@@ -70,7 +79,7 @@ def test_an_interrupted_run_keeps_its_rows(suite, tmp_path, capsys):
     assert run.main(["--out", str(tmp_path), "--json", str(tmp_path / "r.json")]) == run.INTERRUPTED
     assert rows_of(tmp_path / "r.json") == {"first": "ok"}
     assert json.loads((tmp_path / "r.json").read_text())["interrupted"] is True
-    assert "Interrupted: 1 rows" in capsys.readouterr().out
+    assert "Interrupted: 2 rows" in capsys.readouterr().out
 
 
 def test_compare_exits_with_1_beyond_the_tolerance(suite, tmp_path):
@@ -78,9 +87,20 @@ def test_compare_exits_with_1_beyond_the_tolerance(suite, tmp_path):
     suite(fine("first", 2.0))
     assert run.main(["--out", str(tmp_path), "--json", old]) == 0
     assert run.main(["--out", str(tmp_path), "--compare", old]) == 0
-    suite(fine("first", 3.0))
+    suite(fine("first", 1.5))
     assert run.main(["--out", str(tmp_path), "--compare", old]) == 1
     assert run.main(["--out", str(tmp_path), "--compare", old, "--tolerance", "0.6"]) == 0
+    assert run.main(["--out", str(tmp_path), "--json", old, "--compare", old]) == 1, "read before it is written over"
+
+
+@pytest.mark.parametrize("text", [None, "{", '{"schema": 1}', '{"schema": 0, "rows": []}', "[]"])
+def test_compare_names_a_file_that_holds_no_results_before_it_measures(suite, tmp_path, capsys, text):
+    suite(failing("first", RuntimeError("measured all the same")))
+    if text is not None:
+        (tmp_path / "old.json").write_text(text)
+    with pytest.raises(SystemExit):
+        run.main(["--out", str(tmp_path), "--compare", str(tmp_path / "old.json")])
+    assert "--compare must name a results file" in capsys.readouterr().err
 
 
 def test_list_and_filter_name_cases_without_running_them(suite, tmp_path, capsys):
@@ -169,7 +189,7 @@ def test_without_the_extra_it_runs_in_plain_text_and_says_what_the_extra_adds(tm
     assert "FLOPs of one forward pass" in ended.stdout
     assert "Peak memory" in ended.stdout
     assert not list(tmp_path.glob("*.png"))
-    document, rows = report.read_json(next(tmp_path.glob("savings-*.json")))
+    document, rows = files.read_json(next(tmp_path.glob("savings-*.json")))
     assert {row.status for row in rows} == {"ok"}
     assert {"cpu", "threads", "torch", "triton", "cuda", "driver", "gpu", "commit", "dirty", "date"} <= set(
         document["machine"]
@@ -195,7 +215,7 @@ def test_every_suite_of_operators_is_right_and_timed(tmp_path):
     json_file = tmp_path / "operators.json"
     arguments = ["--quick", "--only", "attention,combiner,ttm,tubes", "--out", str(tmp_path), "--json", str(json_file)]
     assert run.main(arguments) == 0
-    _, rows = report.read_json(json_file)
+    _, rows = files.read_json(json_file)
     assert {row.status for row in rows} <= {"ok", "SKIP"}
     timed = [row for row in rows if row.status == "ok"]
     assert {row.suite for row in timed} == {"attention", "combiner", "ttm", "tubes"}
