@@ -9,7 +9,7 @@ INTERPRETED := interpreted-operators interpreted-rest
 NEWEST := $(CURDIR)/build/triton-newest
 
 .PHONY: test test-slow test-interpreted $(INTERPRETED) test-compiled test-lowest test-newest test-emulated emulated-lowest
-.PHONY: emulated-newest test-browser demo-picture bench lint gpu clean
+.PHONY: emulated-newest test-browser demo-picture bench readme lint gpu clean
 
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -71,6 +71,10 @@ demo-picture: $(READY)
 
 bench: $(READY)
 	$(BIN)/python bench/run.py
+
+# The numbers of README.md and docs/results.md, from bench/results.
+readme: $(READY)
+	$(BIN)/python bench/readme.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

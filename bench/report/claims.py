@@ -83,10 +83,11 @@ def ttm_of_transformer(rows: list[Row]) -> Found | None:
     saved = {name: saving(row.flops, ttm.flops) or 0.0 for name, row in case.items() if row.flops and name != TTM_ALONE}
     least = min(saved, key=lambda name: saved[name])
     few = [f"{name} {saved[name]:.1f} %" for name in sorted(saved, key=lambda name: saved[name]) if saved[name] < 1]
+    ends = " to ".join(dict.fromkeys((few[0], few[-1]))) if few else ""
     return Found(
         f"{percent(saving(deep.flops, ttm.flops))} of {scaled(deep.flops)} at {_frames(deep)}",
         f"{least}: {percent(saved[least])}",
-        f"under 1 % against {'; '.join(few)}" if few else NOWHERE,
+        f"under 1 % against {len(few)} of {len(saved)} Combiners: {ends}" if few else NOWHERE,
         [*case.values()],
     )
 
@@ -213,10 +214,11 @@ def against_peers(
         worst = slower[0]
         what = " ".join(part for part in (worst.case, worst.mode) if part)
         fails = f"{len(slower)} of {len(best)} cases: {ratio(worst.against_best)} {worst.best_peer} ({what})"
-    baselines, peers = Counter(row.baseline for row in best), Counter(row.best_peer for row in best)
+    over_baseline = f"{_range(row.speedup for row in best)} {_most(row.baseline for row in best)}"
+    over_best = f"{_range(row.against_best for row in best)} {_most(row.best_peer for row in best)}"
     return Found(
-        f"{_range([row.speedup for row in best])} {_most(baselines)}",
-        f"{_range([row.against_best for row in best])} {_most(peers)}",
+        over_baseline,
+        "the same" if over_best == over_baseline else over_best,
         fails,
         [row for row in rows if any((row.case, row.mode) == (one.case, one.mode) for one in best)],
     )
@@ -392,7 +394,7 @@ def _range(values: Iterable[float | None]) -> str:
     return f"{low}x" if low == high else f"{low} to {high}x"
 
 
-def _most(names: Counter[str]) -> str:
+def _most(names: Iterable[str]) -> str:
     """The commonest name, and how many others there are."""
-    (name, _), *others = names.most_common()
+    (name, _), *others = Counter(names).most_common()
     return f"{name}{f' (or {len(others)} others)' if len(others) > 1 else ' (or another)' if others else ''}"

@@ -1,0 +1,125 @@
+"""README.md's numbers and docs/results.md, made of the results that are kept. Needs jinja2.
+
+What is said stands in `readme.md.jinja` and `results.md.jinja`; every figure in them is looked up in a row. One that no
+result holds is an error, so that a sentence cannot outlive its number.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from core import machine
+from core.machine import REPOSITORY
+from core.provenance import RESULTS
+from core.rows import Row
+from report import stored, tables
+from report.claims import Claim, claims
+from report.console import Table
+from report.savings import saving
+from report.stored import Result
+
+BEGIN = "<!-- measured: written by `make readme`, never by hand -->"
+END = "<!-- /measured -->"
+
+
+def differing(root: Path = REPOSITORY, folder: Path = RESULTS) -> dict[Path, str]:
+    """The files that are not what the results say, and what they ought to be.
+
+    Raises:
+        ValueError: a result cannot be read, a figure that is quoted is in none, or README.md has lost its marks.
+    """
+    results, problems = stored.load(folder)
+    if problems:
+        raise ValueError("; ".join(problems))
+    render = _renderer(results, claims(results, stored.load_learned(folder)))
+    readme, page = root / "README.md", root / "docs" / "results.md"
+    wanted = {readme: between_marks(readme.read_text(), render("readme.md.jinja")), page: render("results.md.jinja")}
+    return {path: text for path, text in wanted.items() if not path.is_file() or path.read_text() != text}
+
+
+def between_marks(text: str, block: str) -> str:
+    """The text with another block between the marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"README.md needs the lines {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{block.strip()}\n{END}{after}"
+
+
+def _renderer(results: list[Result], lines: list[Claim]) -> Any:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "scaled": tables.scaled,
+        "percent": tables.percent,
+        "ratio": tables.ratio,
+        "number": tables.number,
+        "cell": cell,
+    }
+    told = {
+        "results": results,
+        "claims": lines,
+        "quote": lambda *where: quote(results, *where),
+        "saving": lambda before, after: saving(before.flops, after.flops),
+        "machine": machine,
+        "tables": tables_of,
+        "markdown": markdown,
+        "plots": lambda result: sorted(path.name for path in RESULTS.glob(f"{Path(result.file).stem}-*.png")),
+        "not_current": not_current(results),
+    }
+    return lambda name: environment.get_template(name).render(told)
+
+
+def quote(results: Iterable[Result], suite: str, case: str, impl: str, mode: str = "") -> Row:
+    """The row that a sentence quotes, of the first result that holds it.
+
+    Raises:
+        ValueError: none does, or it was not measured.
+    """
+    for result in results:
+        for row in result.rows:
+            if (row.suite, row.case, row.impl) == (suite, case, impl) and mode in ("", row.mode) and row.status == "ok":
+                return row
+    raise ValueError(f"a text quotes {suite}/{case}, {impl} {mode}, which no result holds".replace(" ,", ","))
+
+
+def tables_of(result: Result) -> list[Table]:
+    """The tables that its suites make of its rows."""
+    found = []
+    for suite in result.suites:
+        rows = [row for row in result.rows if row.suite == suite]
+        found += importlib.import_module(f"cases.{suite}").tables(rows) if rows else []
+    return found
+
+
+def not_current(results: list[Result]) -> dict[str, list[str]]:
+    """Files by their state, but for those that are of the code at hand."""
+    found: dict[str, list[str]] = {}
+    for result in results:
+        state, _ = result.state
+        if state != "current":
+            found.setdefault(state, []).append(result.file)
+    return found
+
+
+def markdown(table: Table) -> str:
+    """A table with its columns aligned as on the console."""
+    head = " | ".join(cell(name) for name in table.columns)
+    rule = "|".join("---" if index < table.left else "---:" for index in range(len(table.columns)))
+    lines = ["| " + " | ".join(cell(text) for text in row) + " |" for row in table.rows]
+    return "\n".join([f"| {head} |", f"|{rule}|", *lines])
+
+
+def cell(text: str) -> str:
+    """Text in which nothing is read as markup of a table or as emphasis."""
+    return text.replace("|", r"\|").replace("*", r"\*")

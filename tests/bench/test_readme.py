@@ -1,0 +1,102 @@
+"""README.md and docs/results.md say what bench/results holds."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import readme
+from core.provenance import REPOSITORY, RESULTS
+from report import documents
+from report.console import Table
+from report.documents import BEGIN, END, between_marks, differing, markdown
+from report.files import read_json, write_json
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """Texts and results of their own, which agree."""
+    (tmp_path / "docs").mkdir()
+    for name in ("README.md", "docs/results.md"):
+        shutil.copy(REPOSITORY / name, tmp_path / name)
+    shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
+    differ = differing(tmp_path, tmp_path / "results")
+    for path, text in differ.items():
+        path.write_text(text)
+    assert differing(tmp_path, tmp_path / "results") == {}
+    return tmp_path
+
+
+def again(folder: Path, change) -> dict[str, str]:
+    """What is written once the savings are others."""
+    path = folder / "results" / "savings-cpu.json"
+    run, rows = read_json(path)
+    write_json(path, run, change(run, rows))
+    return {file.name: text for file, text in differing(folder, folder / "results").items()}
+
+
+def test_the_texts_say_what_the_results_hold(capsys):
+    assert readme.main(["--check"]) == 0, capsys.readouterr().out
+
+
+def test_a_number_that_was_edited_by_hand_is_found(copy, monkeypatch, capsys):
+    monkeypatch.setattr(documents, "differing", lambda: differing(copy, copy / "results"))
+    text = (copy / "README.md").read_text()
+    inside = text[text.index(BEGIN) : text.index(END)]
+    figure = re.search(r"\d+\.\d+ %", inside).group()
+    (copy / "README.md").write_text(text.replace(inside, inside.replace(figure, "99.9 %")))
+    assert readme.main(["--check"]) == 1
+    assert "README.md is not what bench/results says: run `make readme`" in capsys.readouterr().out
+    assert "99.9 %" in (copy / "README.md").read_text(), "a check writes nothing"
+    assert readme.main([]) == 0
+    assert (copy / "README.md").read_text() == text
+    (copy / "docs" / "results.md").unlink()
+    assert readme.main(["--check"]) == 1
+
+
+def test_another_result_makes_other_texts(copy):
+    def slower(run, rows):
+        for row in rows:
+            if row.case == "time 512 frames" and row.impl == "chunks + TTM":
+                row.speedup, row.median_ms = 1.23456, 7654.0
+        return rows
+
+    written = again(copy, slower)
+    assert set(written) == {"README.md", "results.md"}
+    assert "1.23x the speed" in written["README.md"]
+    assert "7.65 s |" in written["README.md"]
+
+
+def test_a_result_older_than_its_code_is_marked(copy):
+    def old(run, rows):
+        run["machine"]["dirty"], run["code"] = False, {"kernels/gone.py": "0"}
+        return rows
+
+    assert "savings-cpu.json (older than its code)" in again(copy, old)["README.md"]
+
+
+def test_a_sentence_does_not_outlive_its_number(copy):
+    with pytest.raises(ValueError, match="quotes savings/TTM share 128 frames, Transformer, 5 layers"):
+        again(copy, lambda run, rows: [row for row in rows if row.impl != "Transformer, 5 layers"])
+
+
+def test_a_result_that_cannot_be_read_is_an_error(copy, monkeypatch, capsys):
+    (copy / "results" / "ttm-cpu.json").write_text("{")
+    monkeypatch.setattr(documents, "differing", lambda: differing(copy, copy / "results"))
+    assert readme.main([]) == 1
+    assert "ttm-cpu.json cannot be read" in capsys.readouterr().err
+
+
+def test_what_stands_outside_the_marks_is_left_alone():
+    assert between_marks(f"a\n{BEGIN}\nold\n{END}\nb", "new\n") == f"a\n{BEGIN}\nnew\n{END}\nb"
+    for text in ("no marks", f"{BEGIN} begun", f"{END} ended"):
+        with pytest.raises(ValueError, match=re.escape(BEGIN)):
+            between_marks(text, "new")
+
+
+def test_tables_hold_their_columns_whatever_stands_in_them():
+    table = Table("T", ["name", "ms"], [["a|b *", "1"]])
+    assert markdown(table) == "| name | ms |\n|---|---:|\n| a\\|b \\* | 1 |"
