@@ -18,7 +18,7 @@ from core import provenance
 from core.rows import Row
 from report.console import Table
 from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, PRUNED, PUBLISHED, TTM_ALONE, UNPRUNED, grouped, saving
-from report.stored import LEARNED, Result
+from report.stored import LEARNED, Result, newest_first
 from report.tables import number, percent, ratio, scaled
 
 EVEN = 0.03
@@ -26,6 +26,7 @@ EVEN = 0.03
 MAIN = 128
 """Frames of the main setting; else the longest clip that was measured."""
 NOWHERE = "nowhere measured"
+TEXTS = ("claim", "number", "peer", "fails")
 
 
 @dataclass(frozen=True)
@@ -208,10 +209,10 @@ def against_peers(
     best = [max(group, key=lambda row: row.against_best or 0.0) for group in usable if group]
     if not best:
         return None
-    slower = sorted((row for row in best if row.against_best < 1 - EVEN), key=lambda row: row.against_best)
+    slower = [row for row in best if (row.against_best or 0.0) < 1 - EVEN]
     fails = NOWHERE
     if slower:
-        worst = slower[0]
+        worst = min(slower, key=lambda row: row.against_best or 0.0)
         what = " ".join(part for part in (worst.case, worst.mode) if part)
         fails = f"{len(slower)} of {len(best)} cases: {ratio(worst.against_best)} {worst.best_peer} ({what})"
     over_baseline = f"{_range(row.speedup for row in best)} {_most(row.baseline for row in best)}"
@@ -301,15 +302,15 @@ SPECS = (
 
 
 def claims(results: list[Result], learned: dict[str, Any] | None, specs: Iterable[Spec] = SPECS) -> list[Claim]:
-    """Every claim for every device and dtype that has rows of it; the first result that holds it counts.
+    """Every claim for every device and dtype that has rows of it; the newest result that holds it counts.
 
     A claim that no result holds is there all the same, and says so.
     """
     lines: list[Claim] = []
     for spec in specs:
-        seen: set[str] = set()
-        for result in results:
-            if spec.suite not in result.suites or result.where in seen:
+        found_at: dict[str, Claim] = {}
+        for result in newest_first(results):
+            if spec.suite not in result.suites or result.where in found_at:
                 continue
             rows = [row for row in result.rows if row.suite == spec.suite]
             broken = [row for row in rows if row.status == "FAIL" and row.case.startswith(spec.filter)]
@@ -318,12 +319,11 @@ def claims(results: list[Result], learned: dict[str, Any] | None, specs: Iterabl
                 continue
             found = found or Found("not measured", "–", NOWHERE)
             fails = f"FAIL: {broken[0].case} {broken[0].impl}: {broken[0].reason}" if broken else found.fails
-            seen.add(result.where)
             state, why = result.state
             about = (spec.command, spec.suite, result.where, result.file, result.commit, state, why)
-            lines.append(Claim(spec.claim, found.number, found.peer, fails, *about, found.rows))
-        if not seen:
-            lines.append(Claim(spec.claim, "not measured", "–", "–", spec.command, spec.suite))
+            found_at[result.where] = Claim(spec.claim, found.number, found.peer, fails, *about, found.rows)
+        unmeasured = Claim(spec.claim, "not measured", "–", "–", spec.command, spec.suite)
+        lines += [found_at[where] for where in sorted(found_at, reverse=True)] or [unmeasured]
     return [*lines, *_learned(learned)]
 
 
@@ -334,9 +334,9 @@ def _learned(study: dict[str, Any] | None) -> list[Claim]:
     code = study.get("code") or {}
     state, why = provenance.state(study, provenance.again(code))
     commit, command = study.get("machine", {}).get("commit") or "unknown", study.get("command", command)
-    about = (command, "learn", "", LEARNED, commit, state, why)
-    texts = ("claim", "number", "peer", "fails")
-    return [Claim(*(str(one.get(name, "–")) for name in texts), *about) for one in study.get("claims", [])]
+    about = dict(command=command, suite="learn", file=LEARNED, commit=commit, state=state, why=why)
+    told = [{name: str(one.get(name, "–")) for name in TEXTS} for one in study.get("claims", [])]
+    return [Claim(**one, **about, rows=[]) for one in told]
 
 
 def table(lines: list[Claim], fresh: str = "") -> Table:

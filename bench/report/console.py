@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
+from shutil import get_terminal_size
 from textwrap import fill
 from typing import Any, TextIO
 
@@ -16,6 +17,7 @@ try:
 except ImportError:
     HAS_RICH = False
 
+NARROWEST = 12  # characters in which a cell is still read
 WITHOUT_EXTRA = "The extra adds a progress bar, tables in colour, plots and the report: pip install -e '.[bench]'"
 
 
@@ -38,13 +40,20 @@ class Console:
         self.stream = stream if stream is not None else sys.stdout
         self.rich = HAS_RICH and not plain
 
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; of a file or a pipe, as many as it takes."""
+        return get_terminal_size().columns if self.stream.isatty() else sys.maxsize
+
     def say(self, text: str = "") -> None:
         print(text, file=self.stream, flush=True)
 
     def table(self, table: Table) -> None:
         """One table with its title and notes."""
         if table.wrap:
-            table = replace(table, rows=[[fill(cell, table.wrap) for cell in row] for row in table.rows])
+            fitting = (self.width - 2 * (len(table.columns) - 1)) // len(table.columns)
+            width = min(table.wrap, max(NARROWEST, fitting))
+            table = replace(table, rows=[[fill(cell, width) for cell in row] for row in table.rows])
         if self.rich and self.stream.isatty():
             self._rich_table(table)
         else:

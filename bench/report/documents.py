@@ -36,7 +36,7 @@ def differing(root: Path = REPOSITORY, folder: Path = RESULTS) -> dict[Path, str
     results, problems = stored.load(folder)
     if problems:
         raise ValueError("; ".join(problems))
-    render = _renderer(results, claims(results, stored.load_learned(folder)))
+    render = _renderer(results, claims(results, stored.load_learned(folder)), folder)
     readme, page = root / "README.md", root / "docs" / "results.md"
     wanted = {readme: between_marks(readme.read_text(), render("readme.md.jinja")), page: render("results.md.jinja")}
     return {path: text for path, text in wanted.items() if not path.is_file() or path.read_text() != text}
@@ -51,7 +51,7 @@ def between_marks(text: str, block: str) -> str:
     return f"{before}{BEGIN}\n{block.strip()}\n{END}{after}"
 
 
-def _renderer(results: list[Result], lines: list[Claim]) -> Any:
+def _renderer(results: list[Result], lines: list[Claim], folder: Path) -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -74,28 +74,51 @@ def _renderer(results: list[Result], lines: list[Claim]) -> Any:
         "machine": machine,
         "tables": tables_of,
         "markdown": markdown,
-        "plots": lambda result: sorted(path.name for path in RESULTS.glob(f"{Path(result.file).stem}-*.png")),
+        "plots": lambda result: plots_of(result, results, folder),
+        "main": main_result(results),
         "not_current": not_current(results),
     }
     return lambda name: environment.get_template(name).render(told)
 
 
 def quote(results: Iterable[Result], suite: str, case: str, impl: str, mode: str = "") -> Row:
-    """The row that a sentence quotes, of the first result that holds it.
+    """The row that a sentence quotes, of the newest result that holds it.
 
     Raises:
         ValueError: none does, or it was not measured.
     """
-    for result in results:
+    for result in stored.newest_first(results):
         for row in result.rows:
             if (row.suite, row.case, row.impl) == (suite, case, impl) and mode in ("", row.mode) and row.status == "ok":
                 return row
     raise ValueError(f"a text quotes {suite}/{case}, {impl} {mode}, which no result holds".replace(" ,", ","))
 
 
+def main_result(results: list[Result]) -> Result:
+    """The newest one of the savings on a CPU: whose machine and plot the README shows.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for result in stored.newest_first(results):
+        if "savings" in result.suites and result.where.startswith("cpu"):
+            return result
+    raise ValueError("README.md shows the savings on a CPU, which no result holds")
+
+
+def plots_of(result: Result, results: list[Result], folder: Path) -> list[str]:
+    """Names of the pictures that its run drew: they begin as its file does, and as no longer name of another."""
+    stems = [Path(one.file).stem for one in results]
+    drawn = {
+        path.name: max((s for s in stems if path.name.startswith(f"{s}-")), key=len, default="")
+        for path in folder.glob("*.png")
+    }
+    return sorted(name for name, stem in drawn.items() if stem == Path(result.file).stem)
+
+
 def tables_of(result: Result) -> list[Table]:
     """The tables that its suites make of its rows."""
-    found = []
+    found: list[Table] = []
     for suite in result.suites:
         rows = [row for row in result.rows if row.suite == suite]
         found += importlib.import_module(f"cases.{suite}").tables(rows) if rows else []

@@ -73,6 +73,10 @@ def load(folder: Path = RESULTS) -> tuple[list[Result], list[str]]:
     return results, problems
 
 
+def newest_first(results: Iterable[Result]) -> list[Result]:
+    return sorted(results, key=lambda one: one.run["finished"], reverse=True)
+
+
 def with_run(stored: Iterable[Result], fresh: Result) -> list[Result]:
     """The fresh run first, then the stored results that it does not stand in place of.
 

@@ -36,6 +36,14 @@ def test_a_cell_of_several_lines_makes_its_row_as_tall():
     assert stream.getvalue() == "T\na    b\n---  -\none  x\ntwo\ny    z\n\n"
 
 
+def test_a_folded_table_fits_its_terminal(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    Console(stream, plain=True).table(Table("T", ["a", "b"], [["word " * 30, "other " * 30]], 2, wrap=30))
+    assert max(map(len, stream.getvalue().splitlines())) <= 40
+
+
 def test_comparison_table_leaves_out_empty_columns_and_names_troubles():
     rows = [
         row(p20_ms=1.9, p80_ms=2.1, speedup=1.5, baseline="peer", error=1e-7),

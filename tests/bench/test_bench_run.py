@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 import run
+from core import provenance
 from core.rows import Case, Row
 from report import files, tables
 
@@ -101,6 +102,41 @@ def test_compare_names_a_file_that_holds_no_results_before_it_measures(suite, tm
     with pytest.raises(SystemExit):
         run.main(["--out", str(tmp_path), "--compare", str(tmp_path / "old.json")])
     assert "--compare must name a results file" in capsys.readouterr().err
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder in place of bench/results, and a commit with nothing else changed."""
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(provenance, "commit", lambda: {"commit": "c", "dirty": False, "uncommitted": []})
+    monkeypatch.setattr(run, "BUILD", tmp_path / "build")
+    return tmp_path / "results" / "savings-cpu.json"
+
+
+def test_a_whole_run_is_kept_and_a_part_of_one_does_not_replace_it(suite, shelf, capsys):
+    arguments = ["--out", str(shelf.parent), "--device", "cpu"]
+    suite(fine("first"), fine("second"))
+    assert run.main(arguments) == 0
+    assert rows_of(shelf) == {"first": "ok", "second": "ok"}
+    assert files.read_json(shelf)[0]["code"], "what it was measured with"
+    suite(fine("first"), failing("second", KeyboardInterrupt()))
+    assert run.main(arguments) == run.INTERRUPTED
+    assert rows_of(shelf) == {"first": "ok", "second": "ok"}
+    assert rows_of(run.BUILD / shelf.name) == {"first": "ok"}
+    assert f"Not kept in {shelf}: interrupted" in capsys.readouterr().out
+    assert not list(shelf.parent.glob("*.html"))
+
+
+def test_code_that_changes_while_it_is_measured_is_not_kept(suite, shelf, monkeypatch, capsys):
+    contents = iter(["then", "now"])
+    monkeypatch.setattr(provenance, "code_of", lambda suites: {"kernels/a.py": next(contents)})
+    suite(fine("first"))
+    run.main(["--out", str(shelf.parent), "--device", "cpu"])
+    said = capsys.readouterr().out
+    assert "Changed while it was measured: kernels/a.py" in said
+    assert f"Not kept in {shelf}: changed" in said
+    assert not shelf.exists()
+    assert files.read_json(run.BUILD / shelf.name)[0]["machine"]["uncommitted"] == ["kernels/a.py"]
 
 
 def test_list_and_filter_name_cases_without_running_them(suite, tmp_path, capsys):

@@ -162,7 +162,7 @@ def test_a_failed_row_of_the_claim_is_where_it_fails():
     assert (line.number, line.fails) == ("not measured", "FAIL: scan 7 mirasol, torch: wrong result")
 
 
-def test_every_device_and_dtype_has_a_line_and_the_first_result_counts():
+def test_every_device_and_dtype_has_a_line():
     first, second = scan((2.0, 2.0)), scan((3.0, 3.0))
     low = [replace(row, dtype="bfloat16", speedup=4.0) for row in first]
     results = [Result(f"{name}.json", about("ttm"), rows) for name, rows in (("a", first), ("b", second), ("c", low))]
@@ -171,6 +171,13 @@ def test_every_device_and_dtype_has_a_line_and_the_first_result_counts():
         ("a.json", "cpu, float32", "2.00x eager"),
         ("c.json", "cpu, bfloat16", "4.00x eager"),
     ]
+
+
+def test_the_newest_result_counts():
+    old = Result("z.json", about("ttm", finished="2026-01-01"), scan((2.0, 2.0)))
+    new = Result("a.json", about("ttm", finished="2026-02-01"), scan((3.0, 3.0)))
+    for results in ([old, new], [new, old]):
+        assert claims.claims(results, None, SCAN)[0].file == "a.json"
 
 
 def test_the_run_that_has_just_ended_stands_in_place_of_what_is_stored():

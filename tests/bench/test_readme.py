@@ -10,7 +10,7 @@ import pytest
 
 import readme
 from core.provenance import REPOSITORY, RESULTS
-from report import documents
+from report import documents, stored
 from report.console import Table
 from report.documents import BEGIN, END, between_marks, differing, markdown
 from report.files import read_json, write_json
@@ -22,7 +22,7 @@ def copy(tmp_path):
     (tmp_path / "docs").mkdir()
     for name in ("README.md", "docs/results.md"):
         shutil.copy(REPOSITORY / name, tmp_path / name)
-    shutil.copytree(RESULTS, tmp_path / "results", ignore=shutil.ignore_patterns("*.png"))
+    shutil.copytree(RESULTS, tmp_path / "results")
     differ = differing(tmp_path, tmp_path / "results")
     for path, text in differ.items():
         path.write_text(text)
@@ -32,7 +32,7 @@ def copy(tmp_path):
 
 def again(folder: Path, change) -> dict[str, str]:
     """What is written once the savings are others."""
-    path = folder / "results" / "savings-cpu.json"
+    path = folder / "results" / documents.main_result(stored.load(folder / "results")[0]).file
     run, rows = read_json(path)
     write_json(path, run, change(run, rows))
     return {file.name: text for file, text in differing(folder, folder / "results").items()}
@@ -75,7 +75,7 @@ def test_a_result_older_than_its_code_is_marked(copy):
         run["machine"]["dirty"], run["code"] = False, {"kernels/gone.py": "0"}
         return rows
 
-    assert "savings-cpu.json (older than its code)" in again(copy, old)["README.md"]
+    assert re.search(r"savings-[a-z-]*\.json \(older than its code\)", again(copy, old)["README.md"])
 
 
 def test_a_sentence_does_not_outlive_its_number(copy):
@@ -88,6 +88,14 @@ def test_a_result_that_cannot_be_read_is_an_error(copy, monkeypatch, capsys):
     monkeypatch.setattr(documents, "differing", lambda: differing(copy, copy / "results"))
     assert readme.main([]) == 1
     assert "ttm-cpu.json cannot be read" in capsys.readouterr().err
+
+
+def test_pictures_belong_to_the_longest_name_that_they_begin_with(tmp_path):
+    results = [stored.Result(f"{name}.json", {}, []) for name in ("a-cpu", "a-cpu-bfloat16")]
+    for name in ("a-cpu-peers.png", "a-cpu-bfloat16-peers.png", "b-cpu-peers.png"):
+        (tmp_path / name).touch()
+    found = [documents.plots_of(result, results, tmp_path) for result in results]
+    assert found == [["a-cpu-peers.png"], ["a-cpu-bfloat16-peers.png"]]
 
 
 def test_what_stands_outside_the_marks_is_left_alone():
