@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from cases import attention as suite_attention
 from cases.attention_shapes import Shape
 from cases.sweep import MODELS, Sweep
-from core.counting import TEXT_TOKENS, count, count_combiner, parameters
+from core.counting import TEXT_TOKENS, count, count_combiner
 from core.harness import Comparison, Variant, against, compare
 from core.rows import Case, Row, Settings
 from mirasol import Config, combiner, cost, layers
@@ -75,8 +75,7 @@ def _work(preset: str, frames: int, settings: Settings) -> list[Row]:
         chunks = frames // config.frames_per_chunk
         model = cost.model(config, chunks, TEXT_TOKENS)
         counted = count(config, chunks)[0]
-        more = {"frames": frames, "parameters": parameters(config)}
-        rows.append(_count_row(f"work {frames} frames", name, preset, counted, model.total, **more))
+        rows.append(_count_row(f"work {frames} frames", name, preset, counted, model.total, frames=frames))
     return rows
 
 

@@ -41,11 +41,6 @@ def count(
     return counter.get_total_flops(), sum(counter.get_flop_counts()["Model.combiner"].values())
 
 
-def parameters(config: Config) -> int:
-    """Of the model that `count` runs."""
-    return sum(parameter.numel() for parameter in _model(config).parameters())
-
-
 def count_combiner(config: Config, chunks: int) -> int:
     """FLOPs of the Combiner alone."""
     with torch.device("meta"):

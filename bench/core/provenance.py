@@ -6,6 +6,7 @@ code where one of them is another now, whatever became of the history. The commi
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import subprocess
 from collections.abc import Iterable
@@ -17,41 +18,42 @@ from core.machine import REPOSITORY
 RESULTS = REPOSITORY / "bench" / "results"
 MATTERS = ("mirasol", "src", "kernels", "csrc", "bench", "setup.py", "pyproject.toml")
 """What must be committed before a result may be kept."""
-MEASURING = ("bench/core/harness.py", "bench/core/counting.py", "bench/core/rows.py")
+ROOMS = ("cases", "peers", "core")
+"""Of bench/: where a suite's imports are followed. What a run leaves of its rows changes no number."""
+ABOUT = ("machine.py", "provenance.py", "roofline.py")
+"""Of bench/core: what says where and how fast a machine measured, and not what."""
 NOT_THE_MODEL = ("__main__.py", "data", "demo", "evaluate.py", "evaluation", "media", "train.py", "training", "kernels")
 MODEL = ("mirasol", "kernels", "csrc")
 LIBRARY: dict[str, tuple[str, ...]] = {
-    "attention": ("kernels/attention", "kernels/core"),
+    "attention": ("kernels/attention", "kernels/core", "bench/peers/tlx.py"),
     "combiner": ("kernels/combiner", "kernels/attention", "kernels/core", "mirasol/layers.py"),
     "ttm": ("kernels", "mirasol/combiner.py", "mirasol/ttm.py", "mirasol/layers.py", "mirasol/config.py"),
     "tubes": ("kernels/tubes", "kernels/core", "csrc"),
-    "traffic": ("kernels", "csrc", "tests/emulator", "bench/core/traffic.py", "bench/core/predict.py"),
+    "traffic": ("kernels", "csrc", "tests/emulator"),
 }
-"""Beside its cases and peers, what a suite runs; every other suite runs the whole model."""
-CASES: dict[str, tuple[str, ...]] = {
-    "attention": ("bench/cases/attention_shapes.py", "bench/peers/attention.py", "bench/peers/tlx.py"),
-    "decode": ("bench/peers/decode.py",),
-    "savings": (
-        "bench/cases/sweep.py",
-        "bench/cases/attention.py",
-        "bench/cases/attention_shapes.py",
-        "bench/peers/attention.py",
-    ),
-    "step": ("bench/peers/mirasol_pytorch.py",),
-    "ttm": ("bench/cases/ttm_variants.py",),
-}
-"""What `bench/cases/SUITE.py` takes from its neighbours."""
+"""What a suite runs beside its cases and what these import of bench/; every other suite runs the whole model."""
 
 State = Literal["current", "older than its code", "uncommitted code", "unknown"]
 
 
 def code_of(suites: Iterable[str], root: Path = REPOSITORY) -> dict[str, str]:
     """Path and content, as git's blob name cut to ten digits, of the files that results of these suites depend on."""
-    paths: set[str] = set()
+    files: set[Path] = set()
     for suite in suites:
-        paths.update((*MEASURING, f"bench/cases/{suite}.py", *CASES.get(suite, ()), *LIBRARY.get(suite, MODEL)))
-    files = {file for path in paths for file in _files(root, path)}
+        files.update(file for path in LIBRARY.get(suite, MODEL) for file in _files(root, path))
+        _follow(root / "bench" / "cases" / f"{suite}.py", root / "bench", files)
     return {str(file.relative_to(root)): blob(file) for file in sorted(files)}
+
+
+def _follow(file: Path, bench: Path, found: set[Path]) -> None:
+    """Add a file and what it imports from the rooms, wherever in it that is."""
+    if file in found or not file.is_file() or (file.parent.name == "core" and file.name in ABOUT):
+        return
+    found.add(file)
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ROOMS:
+            for name in (node.module, *(f"{node.module}.{alias.name}" for alias in node.names)):
+                _follow(bench / f"{name.replace('.', '/')}.py", bench, found)
 
 
 def _files(root: Path, path: str) -> list[Path]:

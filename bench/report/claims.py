@@ -17,7 +17,7 @@ from typing import Any
 from core import provenance
 from core.rows import Row
 from report.console import Table
-from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, PRUNED, PUBLISHED, TTM_ALONE, UNPRUNED, grouped, saving
+from report.savings import CHUNKED_TTM, EVERYTHING, PRUNED, PUBLISHED, TTM_ALONE, UNPRUNED, grouped, saving
 from report.stored import LEARNED, Result, newest_first
 from report.tables import number, percent, ratio, scaled
 
@@ -78,12 +78,13 @@ class Claim:
 def ttm_of_transformer(rows: list[Row]) -> Found | None:
     """FLOPs of a whole model with TTM, against the deepest Transformer Combiner; its peers are all other Combiners."""
     case = _at_main(grouped(rows, "every Combiner "))
-    ttm, deep = case.get(TTM_ALONE), case.get("Transformer")
+    ttm, deep = case.get(TTM_ALONE), case.get("Transformer, 6 layers", case.get("Transformer"))
     if not ttm or not deep or not ttm.flops or not deep.flops:
         return None
-    saved = {name: saving(row.flops, ttm.flops) or 0.0 for name, row in case.items() if row.flops and name != TTM_ALONE}
-    least = min(saved, key=lambda name: saved[name])
-    few = [f"{name} {saved[name]:.1f} %" for name in sorted(saved, key=lambda name: saved[name]) if saved[name] < 1]
+    peers = {name: row for name, row in case.items() if row.flops and not name.startswith(TTM_ALONE)}
+    saved = {name: saving(row.flops, ttm.flops) or 0.0 for name, row in peers.items()}
+    least, *few = sorted(saved, key=lambda name: saved[name])
+    few = [f"{name} {saved[name]:.1f} %" for name in (least, *few) if saved[name] < 1]
     ends = " to ".join(dict.fromkeys((few[0], few[-1]))) if few else ""
     return Found(
         f"{percent(saving(deep.flops, ttm.flops))} of {scaled(deep.flops)} at {_frames(deep)}",
@@ -113,38 +114,47 @@ def published(rows: list[Row]) -> Found | None:
 
 def work_of_everything(rows: list[Row]) -> Found | None:
     """FLOPs of chunks + TTM against everything at once, at the longest clip."""
-    cases = _complete(grouped(rows, "work "), "flops", EVERYTHING, CHUNKED, CHUNKED_TTM)
+    cases = _complete(grouped(rows, "work "), "flops", EVERYTHING, CHUNKED_TTM)
     if not cases:
         return None
-    saved = [
-        (case[EVERYTHING].detail["frames"], saving(case[EVERYTHING].flops, case[CHUNKED_TTM].flops) or 0)
-        for case in cases
-    ]
     longest = cases[-1]
-    chunked = saving(longest[EVERYTHING].flops, longest[CHUNKED].flops)
-    losing = [f"{percent(value)} at {frames} frames" for frames, value in saved if value <= 0]
+    saved = [(saving(case[EVERYTHING].flops, case[CHUNKED_TTM].flops) or 0.0, case) for case in cases]
+    ttm = longest[CHUNKED_TTM].flops or 0
+    peers = {name: row.flops for name, row in longest.items() if name not in (EVERYTHING, CHUNKED_TTM) and row.flops}
+    best = min(peers, key=lambda name: peers[name], default="")
+    losing = [f"{percent(value)} at {_length(case)}" for value, case in saved if value <= 0]
+    losing += [f"{name} takes {percent(saving(ttm, flops))} less" for name, flops in peers.items() if flops < ttm]
     return Found(
-        f"{percent(saved[-1][1])} of {scaled(longest[EVERYTHING].flops)} at {saved[-1][0]} frames",
-        f"{CHUNKED}: {percent(chunked)}",
-        "; ".join(losing) or f"{NOWHERE}; least {percent(min(value for _, value in saved))}",
+        f"{percent(saved[-1][0])} of {scaled(longest[EVERYTHING].flops)} at {_length(longest)}",
+        f"{best}: {percent(saving(longest[EVERYTHING].flops, peers[best]))}" if best else "none",
+        "; ".join(losing) or f"{NOWHERE}; least {percent(min(value for value, _ in saved))}",
         [row for case in cases for row in case.values()],
     )
 
 
-def time_of_everything(rows: list[Row]) -> Found | None:
-    """Time and memory of chunks + TTM against everything at once, at the longest clip."""
-    cases = _complete(grouped(rows, "time "), "speedup", CHUNKED, CHUNKED_TTM)
+def time_of_everything(rows: list[Row], prefix: str) -> Found | None:
+    """Time and memory of chunks + TTM against everything at once, at the longest clip.
+
+    Args:
+        prefix: of the cases: one clip or several, forward or a training step.
+    """
+    cases = _complete(grouped(rows, prefix), "speedup", CHUNKED_TTM)
     if not cases:
         return None
     longest = cases[-1]
     ttm, whole = longest[CHUNKED_TTM], longest.get(EVERYTHING)
     memory = saving(whole.peak_bytes, ttm.peak_bytes) if whole else None
-    speeds = [(case[CHUNKED_TTM].detail["frames"], case[CHUNKED_TTM].speedup or 0.0) for case in cases]
-    losing = [f"{ratio(value)} at {frames} frames" for frames, value in speeds if value < 1 - EVEN]
+    held = "" if memory is None else f", {percent(abs(memory))} {'less' if memory >= 0 else 'more'} memory"
+    speeds = [(case[CHUNKED_TTM].speedup or 0.0, case) for case in cases]
+    losing = [f"{ratio(value)} at {_length(case)}" for value, case in speeds if value < 1 - EVEN]
+    peers = {name: row.speedup or 0.0 for name, row in longest.items() if name not in (EVERYTHING, CHUNKED_TTM)}
+    best = max(peers, key=lambda name: peers[name], default="")
+    faster = [name for name, value in peers.items() if value > (1 + EVEN) * speeds[-1][0]]
+    losing += [f"{name} is {ratio(peers[name] / speeds[-1][0])} as fast" for name in faster]
     return Found(
-        f"{ratio(ttm.speedup)} the speed, {percent(memory)} less memory at {_frames(ttm)}",
-        f"{CHUNKED}: {ratio(longest[CHUNKED].speedup)}",
-        "; ".join(losing) or f"{NOWHERE}; least {ratio(min(value for _, value in speeds))}",
+        f"{ratio(ttm.speedup)} the speed{held} at {_length(longest)} (preset {ttm.detail['preset']})",
+        f"{best}: {ratio(peers[best])}" if best else "none",
+        "; ".join(losing) or f"{NOWHERE}; least {ratio(min(value for value, _ in speeds))}",
         [row for case in cases for row in case.values()],
     )
 
@@ -269,7 +279,12 @@ SPECS = (
     Spec("TTM saves FLOPs of the model with a Transformer Combiner", "savings", "every Combiner", ttm_of_transformer),
     Spec("TTM saves what was published", "savings", "TTM share", published),
     Spec("Chunks save FLOPs against everything at once", "savings", "work", work_of_everything),
-    Spec("Chunks save time and memory against everything at once", "savings", "time", time_of_everything),
+    Spec(
+        "Chunks save time and memory against everything at once",
+        "savings",
+        "time",
+        partial(time_of_everything, prefix="time "),
+    ),
     Spec("512 frames need no new parameter", "savings", "work", same_weights),
     Spec("Last-m pruning saves work", "savings", "last-m", last_m),
     Spec(
@@ -382,6 +397,12 @@ def _at_main(cases: dict[str, dict[str, Row]]) -> dict[str, Row]:
 
 def _frames(row: Row) -> str:
     return f"{row.detail['frames']} frames (preset {row.detail['preset']})"
+
+
+def _length(case: dict[str, Row]) -> str:
+    """ "512 frames", "16 frames x 4 clips" """
+    name = next(iter(case.values())).case
+    return name.partition(" ")[2]
 
 
 def _finite(value: float | None) -> bool:

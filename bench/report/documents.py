@@ -70,6 +70,7 @@ def _renderer(results: list[Result], lines: list[Claim], folder: Path) -> Any:
         "results": results,
         "claims": lines,
         "quote": lambda *where: quote(results, *where),
+        "rows_of": lambda suite, case: rows_of(results, suite, case),
         "saving": lambda before, after: saving(before.flops, after.flops),
         "machine": machine,
         "tables": tables_of,
@@ -92,6 +93,15 @@ def quote(results: Iterable[Result], suite: str, case: str, impl: str, mode: str
             if (row.suite, row.case, row.impl) == (suite, case, impl) and mode in ("", row.mode) and row.status == "ok":
                 return row
     raise ValueError(f"a text quotes {suite}/{case}, {impl} {mode}, which no result holds".replace(" ,", ","))
+
+
+def rows_of(results: Iterable[Result], suite: str, case: str) -> dict[str, Row]:
+    """The rows of a case, by implementation, of the newest result that holds it; empty where none does."""
+    for result in stored.newest_first(results):
+        found = {row.impl: row for row in result.rows if (row.suite, row.case, row.status) == (suite, case, "ok")}
+        if found:
+            return found
+    return {}
 
 
 def main_result(results: list[Result]) -> Result:

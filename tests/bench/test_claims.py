@@ -23,6 +23,7 @@ from report.claims import (
     table,
     time_of_everything,
     ttm_of_transformer,
+    work_of_everything,
 )
 from report.files import write_json
 from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING
@@ -112,11 +113,28 @@ def timed(frames: int, **speeds: float) -> list[Row]:
 
 def test_a_length_at_which_chunks_lose_is_named():
     rows = [*timed(512, everything=1.0, chunked=2.0, ttm=4.0), *timed(16, everything=1.0, chunked=0.9, ttm=0.8)]
-    found = time_of_everything(rows)
+    found = time_of_everything(rows, "time ")
     assert found.number == "4.00x the speed, 75.0 % less memory at 512 frames (preset p)"
     assert found.peer == "chunks + Transformer: 2.00x"
     assert found.fails == "0.800x at 16 frames"
-    assert time_of_everything(timed(16, everything=1.0, ttm=4.0)) is None
+    assert time_of_everything(timed(16, everything=1.0, chunked=4.0), "time ") is None
+
+
+def test_a_peer_that_beats_chunks_with_ttm_is_named():
+    rows = timed(16, everything=1.0, chunked=2.0, ttm=4.0)
+    rows.append(replace(rows[0], impl="everything at once, pooled", speedup=8.0))
+    found = time_of_everything(rows, "time ")
+    assert found.peer == "everything at once, pooled: 8.00x"
+    assert found.fails == "everything at once, pooled is 2.00x as fast"
+    works = [
+        Row("savings", "work 16 frames", name, flops=flops, detail={"frames": 16})
+        for name, flops in ((EVERYTHING, 1000), (CHUNKED_TTM, 400), ("everything at once, pooled", 300))
+    ]
+    found = work_of_everything(works)
+    assert (found.number, found.peer) == ("60.0 % of 1.00 k at 16 frames", "everything at once, pooled: 70.0 %")
+    assert found.fails == "everything at once, pooled takes 25.0 % less"
+    assert work_of_everything(works[:2]).fails == "nowhere measured; least 60.0 %"
+    assert work_of_everything(works[1:]) is None
 
 
 def test_new_parameters_are_counted():
@@ -253,7 +271,7 @@ def test_a_run_ends_in_the_claims_and_a_page(tmp_path, capsys):
     assert run.main(["--quick", "--filter", "work", "--out", str(tmp_path), "--plain"]) == 0
     said = capsys.readouterr().out
     assert said.index("rows measured") < said.index("\nClaims\n") < said.index(f"Report: {tmp_path / 'report.html'}")
-    assert "0 new parameters from" in said
+    assert "everything at once" in said
     page = Path(tmp_path / "report.html").read_text()
     assert page.count("<svg") >= 2
     assert "quick, " in page

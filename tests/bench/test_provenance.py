@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import ast
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import run
 from core import provenance
 from core.provenance import REPOSITORY, RESULTS, blob, changed, code_of, refusal, state
 
+BENCH = REPOSITORY / "bench"
 CLEAN = {"commit": "c", "dirty": False, "uncommitted": []}
 DIRTY = {"commit": "c", "dirty": True, "uncommitted": ["kernels/x.py"]}
 NO_GIT = {"commit": None, "dirty": None, "uncommitted": None}
@@ -22,31 +24,26 @@ def about(facts=CLEAN, code=None, **settings):
     return {"machine": facts, "code": code or {"a": "1"}, "settings": settings}
 
 
-def imports(path: Path) -> set[str]:
-    """Files of the rooms that a file imports, and those that these import."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] in ("cases", "peers", "core"):
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found |= {
-                file for name in names if (file := REPOSITORY / "bench" / f"{name.replace('.', '/')}.py").is_file()
-            }
-    return found | {deeper for file in found for deeper in imports(file)}
-
-
 @pytest.mark.parametrize("suite", run.SUITES)
-def test_the_code_of_a_suite_holds_whatever_its_cases_import(suite):
+def test_the_code_of_a_suite_holds_all_of_the_rooms_that_it_loads(suite):
+    """What Python loads, in a process of its own, against what is read in the sources."""
+    script = f"import sys, cases.{suite}; print(*(getattr(m, '__file__', None) for m in sys.modules.values()))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH), os.environ.get("PYTHONPATH", "")])}
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, env=environment)
+    loaded = {Path(name) for name in ended.stdout.split() if name.startswith(str(BENCH))}
+    wanted = {path for path in loaded if path.parent.name in ("cases", "peers", "core") and path.name != "__init__.py"}
+    about_the_machine = {BENCH / "core" / name for name in provenance.ABOUT}
     code = code_of([suite])
-    about_the_machine = {"bench/core/machine.py", "bench/core/provenance.py", "bench/core/roofline.py"}
-    wanted = {str(file.relative_to(REPOSITORY)) for file in imports(REPOSITORY / "bench" / "cases" / f"{suite}.py")}
-    assert wanted - about_the_machine <= code.keys()
+    assert {str(path.relative_to(REPOSITORY)) for path in wanted - about_the_machine} <= code.keys()
     assert f"bench/cases/{suite}.py" in code
+    assert "bench/core/rows.py" in code
     assert any(path.startswith(("kernels/", "mirasol/")) for path in code)
 
 
 def test_every_path_that_is_named_exists():
-    named = [*provenance.MATTERS, *provenance.MEASURING, *provenance.MODEL]
-    named += [path for paths in (*provenance.LIBRARY.values(), *provenance.CASES.values()) for path in paths]
+    named = [*provenance.MATTERS, *provenance.MODEL]
+    named += [path for paths in provenance.LIBRARY.values() for path in paths]
+    named += [f"bench/core/{name}" for name in provenance.ABOUT]
     named += [f"mirasol/{name}" for name in provenance.NOT_THE_MODEL]
     assert [path for path in named if not (REPOSITORY / path).exists()] == []
 

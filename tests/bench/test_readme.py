@@ -67,7 +67,7 @@ def test_another_result_makes_other_texts(copy):
     written = again(copy, slower)
     assert set(written) == {"README.md", "results.md"}
     assert "1.23x the speed" in written["README.md"]
-    assert "7.65 s |" in written["README.md"]
+    assert ", 7.65 s |" in written["README.md"]
 
 
 def test_a_result_older_than_its_code_is_marked(copy):
