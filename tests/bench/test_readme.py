@@ -83,6 +83,17 @@ def test_a_sentence_does_not_outlive_its_number(copy):
         again(copy, lambda run, rows: [row for row in rows if row.impl != "Transformer, 5 layers"])
 
 
+def test_rows_of_an_earlier_form_are_said_to_be_so(copy):
+    def bare(run, rows):
+        for row in rows:
+            row.detail.pop("chunks", None)
+        return rows
+
+    page = again(copy, bare)["results.md"]
+    assert "savings: measured before its rows held 'chunks'; to be measured again" in page
+    assert "| last-m pruning 4 chunks | last m only |" in page
+
+
 def test_a_result_that_cannot_be_read_is_an_error(copy, monkeypatch, capsys):
     (copy / "results" / "ttm-cpu.json").write_text("{")
     monkeypatch.setattr(documents, "differing", lambda: differing(copy, copy / "results"))
