@@ -128,7 +128,7 @@ def show_claims(console: Console, fresh: stored.Result | None, folder: Path) -> 
         learned, problems = None, [*problems, f"{stored.LEARNED} is no JSON: {error}"]
     results = kept if fresh is None else stored.with_run(kept, fresh)
     lines = claims.claims(results, learned)
-    console.table(claims.table(lines, fresh.file if fresh else ""))
+    console.table(claims.table(lines))
     for problem in problems:
         console.say(f"FAIL {problem}")
     console.say(write_page(lines, results, folder))
@@ -201,7 +201,7 @@ class Session:
         whole = self.keep()
         self.show(whole)
         worse = self.compare()
-        show_claims(self.console, stored.Result(self.file.name, self.about, self.rows), self.page_folder)
+        show_claims(self.console, stored.Result(self.file.name, self.about, self.rows, fresh=True), self.page_folder)
         if self.about["interrupted"]:
             say(f"Interrupted: {len(self.rows)} rows of the cases that had ended are kept in {self.file}")
             return INTERRUPTED

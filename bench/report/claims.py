@@ -26,6 +26,7 @@ EVEN = 0.03
 MAIN = 128
 """Frames of the main setting; else the longest clip that was measured."""
 NOWHERE = "nowhere measured"
+LEARNING = "What the Combiners learn"
 TEXTS = ("claim", "number", "peer", "fails")
 
 
@@ -69,6 +70,7 @@ class Claim:
     state: str = "not measured"
     why: str = ""  # of the state
     rows: list[Row] = field(default_factory=list)
+    fresh: bool = False  # of the run that has just ended
 
     @property
     def measured(self) -> bool:
@@ -323,9 +325,9 @@ def claims(results: list[Result], learned: dict[str, Any] | None, specs: Iterabl
     """
     lines: list[Claim] = []
     for spec in specs:
-        found_at: dict[str, Claim] = {}
+        found_at: dict[tuple[str, str], Claim] = {}
         for result in newest_first(results):
-            if spec.suite not in result.suites or result.where in found_at:
+            if spec.suite not in result.suites or result.kind in found_at:
                 continue
             rows = [row for row in result.rows if row.suite == spec.suite]
             broken = [row for row in rows if row.status == "FAIL" and row.case.startswith(spec.filter)]
@@ -336,47 +338,50 @@ def claims(results: list[Result], learned: dict[str, Any] | None, specs: Iterabl
             fails = f"FAIL: {broken[0].case} {broken[0].impl}: {broken[0].reason}" if broken else found.fails
             state, why = result.state
             about = (spec.command, spec.suite, result.where, result.file, result.commit, state, why)
-            found_at[result.where] = Claim(spec.claim, found.number, found.peer, fails, *about, found.rows)
+            texts = (spec.claim, found.number, found.peer, fails)
+            found_at[result.kind] = Claim(*texts, *about, rows=found.rows, fresh=result.fresh)
         unmeasured = Claim(spec.claim, "not measured", "–", "–", spec.command, spec.suite)
-        lines += [found_at[where] for where in sorted(found_at, reverse=True)] or [unmeasured]
+        lines += [found_at[kind] for kind in sorted(found_at, key=_order)] or [unmeasured]
     return [*lines, *_learned(learned)]
+
+
+def _order(kind: tuple[str, str]) -> tuple[bool, str, str]:
+    """The CPU before GPUs, what was not asked for in a dtype before what was."""
+    return kind[0] != "cpu", *kind
 
 
 def _learned(study: dict[str, Any] | None) -> list[Claim]:
     command = "python bench/learn.py"
     if study is None:
-        return [Claim("What the Combiners learn", "not measured", "–", "–", command, "learn")]
+        return [Claim(LEARNING, "not measured", "–", "–", command, "learn")]
     code = study.get("code") or {}
     state, why = provenance.state(study, provenance.again(code))
     commit, command = study.get("machine", {}).get("commit") or "unknown", study.get("command", command)
     about = dict(command=command, suite="learn", file=LEARNED, commit=commit, state=state, why=why)
-    told = [{name: str(one.get(name, "–")) for name in TEXTS} for one in study.get("claims", [])]
+    if not study.get("claims"):
+        return [Claim(LEARNING, "not measured", "–", "–", command, "learn", why=f"{LEARNED} brings no claims")]
+    told = [{name: str(one.get(name, "–")) for name in TEXTS} for one in study["claims"]]
     return [Claim(**one, **about, rows=[]) for one in told]
 
 
-def table(lines: list[Claim], fresh: str = "") -> Table:
-    """The claims as the end of a run shows them.
-
-    Args:
-        fresh: the file of the run that has just ended.
-    """
+def table(lines: list[Claim]) -> Table:
+    """The claims as the end of a run shows them."""
     columns = ["claim", "number", "strongest peer", "where it fails", "measured", "again by"]
     grid = []
     for one in lines:
-        state = "this run" if one.file == fresh and one.state == "current" else one.state
-        source = ["this run" if one.file == fresh else one.file, one.where, one.commit, state]
+        source = ["this run" if one.fresh else one.file, one.where, one.commit, one.state]
         text = "; ".join(dict.fromkeys(part for part in source if part)) if one.measured else one.state
         grid.append([one.claim, one.number, one.peer, one.fails, text, one.command.removeprefix("python ")])
     notes = [
         f"x: times as fast as the named, the fastest variant of ours in each case; within {EVEN:.0%} counts as even",
-        *(f"{one.file}: {one.state}: {one.why}" for one in _worth_saying(lines)),
+        *(f"{one.file or one.claim}: {one.state}: {one.why}" for one in _worth_saying(lines)),
     ]
     return Table("Claims", columns, grid, len(columns), notes, wrap=30)
 
 
 def _worth_saying(lines: list[Claim]) -> list[Claim]:
     """One claim for each file whose results are not of the code at hand."""
-    return list({one.file: one for one in lines if one.why}.values())
+    return list({(one.file, one.fresh): one for one in lines if one.why}.values())
 
 
 def _good(case: dict[str, Row], value: str, *names: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ class Result:
     file: str  # its name, or where it lies
     run: dict[str, Any]
     rows: list[Row]
+    fresh: bool = False  # of the run that has just ended
 
     @cached_property
     def state(self) -> tuple[str, str]:
@@ -47,11 +49,17 @@ class Result:
         return self.run["machine"].get("commit") or "unknown"
 
     @property
-    def where(self) -> str:
-        """Device and dtype, "cpu, float32"."""
+    def kind(self) -> tuple[str, str]:
+        """Device, and the dtype that was asked for: what makes two results of a suite stand beside each other."""
         device = self.run["machine"].get("gpu") or self.run["settings"]["device"]
-        dtypes = sorted({row.dtype for row in self.rows if row.dtype})
-        return ", ".join([device, *dtypes])
+        return device, self.run["settings"]["dtype"] or ""
+
+    @property
+    def where(self) -> str:
+        """Device and the dtype that most of it was timed in, "cpu, float32"."""
+        device, dtype = self.kind
+        timed = Counter(row.dtype for row in self.rows if row.median_ms is not None and row.dtype)
+        return ", ".join([device, *([dtype] if dtype else [name for name, _ in timed.most_common(1)])])
 
 
 def load(folder: Path = RESULTS) -> tuple[list[Result], list[str]]:
@@ -85,7 +93,7 @@ def with_run(stored: Iterable[Result], fresh: Result) -> list[Result]:
     """
     part = fresh.quick or fresh.run["settings"]["filter"] or fresh.run.get("interrupted")
     replaced = set() if part else set(fresh.suites)
-    return [fresh, *(one for one in stored if one.where != fresh.where or not set(one.suites) <= replaced)]
+    return [fresh, *(one for one in stored if one.kind != fresh.kind or not set(one.suites) <= replaced)]
 
 
 def load_learned(folder: Path = RESULTS) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,7 @@ def about(*suites: str, **changes) -> dict:
 
 
 def ours(case: str, speedup: float | None, against: float | None, **values) -> Row:
-    values = {"suite": "ttm", "impl": "mirasol, torch", "mode": "fwd", "dtype": "float32", **values}
+    values = {"median_ms": 1.0, "suite": "ttm", "impl": "mirasol, torch", "mode": "fwd", "dtype": "float32", **values}
     best = dict(baseline="eager", best_peer="compiled", speedup=speedup, against_best=against)
     return Row(case=case, role="ours", **values, **best)
 
@@ -161,7 +162,7 @@ def test_pruning_needs_what_is_counted_and_what_is_timed():
     assert last_m(measured) is None
 
 
-SCAN = [Spec("scan", "ttm", "scan", SPECS[10].compute)]
+SCAN = [Spec("scan", "ttm", "scan", partial(against_peers, prefix="scan "))]
 
 
 def test_a_claim_without_rows_says_how_to_measure_it():
@@ -181,9 +182,10 @@ def test_a_failed_row_of_the_claim_is_where_it_fails():
 
 
 def test_every_device_and_dtype_has_a_line():
-    first, second = scan((2.0, 2.0)), scan((3.0, 3.0))
+    first, second, results = scan((2.0, 2.0)), scan((3.0, 3.0)), []
     low = [replace(row, dtype="bfloat16", speedup=4.0) for row in first]
-    results = [Result(f"{name}.json", about("ttm"), rows) for name, rows in (("a", first), ("b", second), ("c", low))]
+    for name, dtype, rows in (("c", "bfloat16", low), ("a", None, first), ("b", None, second)):
+        results.append(Result(f"{name}.json", about("ttm", dtype=dtype), rows))
     lines = claims.claims(results, None, SCAN)[:-1]
     assert [(line.file, line.where, line.number) for line in lines] == [
         ("a.json", "cpu, float32", "2.00x eager"),
@@ -241,14 +243,21 @@ def test_a_study_brings_its_own_claims_and_is_older_when_a_file_of_it_changed():
     assert (line.file, line.commit, line.state) == ("learn.json", "abc", "current")
     (line,) = claims.claims([], {**study, "code": {file: "other"}}, [])
     assert line.state == "older than its code"
-    assert claims.claims([], {"claims": []}, []) == []
+    (line,) = claims.claims([], {"claims": []}, [])
+    assert (line.number, line.why) == ("not measured", "learn.json brings no claims")
 
 
 def test_the_table_tells_this_run_from_what_is_stored():
-    fresh = Result("new.json", about("ttm"), scan((2.0, 2.0)))
-    lines = claims.claims([fresh], None, [*SCAN, Spec("tubes", "tubes", "cut", SPECS[15].compute)])
-    drawn = table(lines, "new.json")
-    assert [row[4] for row in drawn.rows] == ["this run; cpu, float32; abc; unknown", "not measured", "not measured"]
+    fresh = Result("new.json", about("ttm"), scan((2.0, 2.0)), fresh=True)
+    kept = Result("new.json", about("tubes"), [ours("cut", 2.0, 2.0, suite="tubes")])
+    tubes, step = (Spec(name, name, "", partial(against_peers, prefix="")) for name in ("tubes", "step"))
+    drawn = table(claims.claims([fresh, kept], None, [*SCAN, tubes, step]))
+    assert [row[4] for row in drawn.rows] == [
+        "this run; cpu, float32; abc; unknown",
+        "new.json; cpu, float32; abc; unknown",
+        "not measured",
+        "not measured",
+    ]
     assert "new.json: unknown: no record of its code" in drawn.notes
 
 
