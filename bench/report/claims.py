@@ -357,11 +357,11 @@ def _learned(study: dict[str, Any] | None) -> list[Claim]:
     code = study.get("code") or {}
     state, why = provenance.state(study, provenance.again(code))
     commit, command = study.get("machine", {}).get("commit") or "unknown", study.get("command", command)
-    about = dict(command=command, suite="learn", file=LEARNED, commit=commit, state=state, why=why)
+    about: dict[str, Any] = dict(command=command, suite="learn", file=LEARNED, commit=commit, state=state, why=why)
     if not study.get("claims"):
         return [Claim(LEARNING, "not measured", "–", "–", command, "learn", why=f"{LEARNED} brings no claims")]
-    told = [{name: str(one.get(name, "–")) for name in TEXTS} for one in study["claims"]]
-    return [Claim(**one, **about, rows=[]) for one in told]
+    told: list[dict[str, Any]] = [{name: str(one.get(name, "–")) for name in TEXTS} for one in study["claims"]]
+    return [Claim(**one, **about) for one in told]
 
 
 def table(lines: list[Claim]) -> Table:

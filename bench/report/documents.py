@@ -7,6 +7,7 @@ result holds is an error, so that a sentence cannot outlive its number.
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ def _renderer(results: list[Result], lines: list[Claim], folder: Path) -> Any:
         "ratio": tables.ratio,
         "number": tables.number,
         "cell": cell,
+        "brief": brief,
     }
     told = {
         "results": results,
@@ -156,6 +158,11 @@ def markdown(table: Table) -> str:
     rule = "|".join("---" if index < table.left else "---:" for index in range(len(table.columns)))
     lines = ["| " + " | ".join(cell(text) for text in row) + " |" for row in table.rows]
     return "\n".join([f"| {head} |", f"|{rule}|", *lines])
+
+
+def brief(fails: str) -> str:
+    """How many cases fail and how far, without the name of the worst, which docs/results.md tells."""
+    return re.sub(r"^(\d+ of \d+ cases: \S+) .*", r"\1", fails)
 
 
 def cell(text: str) -> str:
