@@ -24,7 +24,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("rich", "matplotlib"):
+        if name.split(".")[0] in ("rich", "matplotlib", "jinja2"):
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Blocked())
@@ -222,6 +222,8 @@ def test_without_the_extra_it_runs_in_plain_text_and_says_what_the_extra_adds(tm
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ".[bench]" in ended.stdout
     assert "No plots" in ended.stdout
+    assert "No report: No module named 'jinja2'" in ended.stdout
+    assert "512 frames need no new" in ended.stdout
     assert "FLOPs of one forward pass" in ended.stdout
     assert "Peak memory" in ended.stdout
     assert not list(tmp_path.glob("*.png"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import math
+import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 import run
 from core.rows import Row, Settings
-from report import claims, stored
+from report import claims, page, stored
 from report.claims import (
     SPECS,
     Spec,
@@ -30,7 +31,8 @@ from report.files import write_json
 from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING
 from report.stored import Result
 
-CLEAN = {"commit": "abc", "dirty": False, "gpu": None}
+CLEAN = {"commit": "abc", "dirty": False, "gpu": None, "cpu": "one", "threads": 2, "cores": 2, "date": "d"}
+CLEAN |= {"torch": "2", "triton": None, "cuda": None}
 
 
 def about(*suites: str, **changes) -> dict:
@@ -281,11 +283,22 @@ def test_a_run_ends_in_the_claims_and_a_page(tmp_path, capsys):
     said = capsys.readouterr().out
     assert said.index("rows measured") < said.index("\nClaims\n") < said.index(f"Report: {tmp_path / 'report.html'}")
     assert "everything at once" in said
-    page = Path(tmp_path / "report.html").read_text()
-    assert page.count("<svg") >= 2
-    assert "quick, " in page
+    text = Path(tmp_path / "report.html").read_text()
+    assert text.count("<svg") >= 2
+    assert "quick, " in text
     assert run.main(["--claims", "--out", str(tmp_path / "claims")]) == 0
     assert (tmp_path / "claims" / "report.html").is_file()
+
+
+def test_without_matplotlib_the_page_has_no_plots(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "report.plots", None)
+    monkeypatch.delattr("report.plots", raising=False)
+    result = Result("a.json", about("ttm"), scan((2.0, math.nan)))
+    text = page.write(tmp_path / "r.html", claims.claims([result], None, SCAN), [result]).read_text()
+    assert "<svg" not in text
+    assert "scan 0" in text
+    assert "nan" in text
+    assert [file.name for file in tmp_path.iterdir()] == ["r.html"]
 
 
 def test_a_stored_file_that_cannot_be_read_fails_the_claims(tmp_path, monkeypatch, capsys):
