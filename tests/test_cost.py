@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, get_args
 
@@ -12,12 +14,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import apply_activation_checkpointing
+from torch.profiler import ProfilerActivity, profile
 
 from mirasol import Config, Model, cost
 from mirasol.config import CombinerKind
 from mirasol.cost import scale
 from mirasol.cost.__main__ import main
+from mirasol.cost.fits import MOST, USABLE
 
 PARTS = {
     "video": ("video_embedding", "video_vit"),
@@ -69,15 +73,9 @@ def kept_for_backward(model: nn.Module) -> Iterator[Callable[[], int]]:
 
 
 def checkpoint_blocks(model: Model) -> None:
-    def wrapped(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def again(x: Tensor, *args: Any, **options: Any) -> Tensor:
-            return checkpoint(lambda x: forward(x, *args, **options), x, use_reentrant=True)  # type: ignore[return-value]
-
-        return again
-
-    for module in model.modules():
-        if type(module).__name__ in model._no_split_modules:
-            module.forward = wrapped(module.forward)
+    """As `mirasol.train` does it."""
+    kinds = model._no_split_modules
+    apply_activation_checkpointing(model, check_fn=lambda module: type(module).__name__ in kinds)
 
 
 @pytest.mark.parametrize("changes", VARIANTS, ids=str)
@@ -137,6 +135,93 @@ def test_checkpointed_blocks_keep_their_input():
     found = measured() + largest() - x.nbytes
     assert cost.activations(config, 3, 32, checkpointing=True) == pytest.approx(found, rel=0.06)
     assert found < cost.activations(config, 3, 32) / 3
+
+
+def largest_sum(step: Callable[[], Any]) -> int:
+    """Bytes that a call holds at most beyond those held before, from every allocation and release of PyTorch's."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        step()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize(
+    ("changes", "dtype"),
+    [*((each, torch.float32) for each in VARIANTS), *((each, torch.bfloat16) for each in VARIANTS[:6])],
+    ids=str,
+)
+def test_what_a_training_step_holds_at_most(changes, dtype, checkpointing):
+    config = Config.preset("tiny", **changes)
+    model = Model(config).train()
+    if checkpointing:
+        checkpoint_blocks(model)
+    clip, optimizer = inputs(config, 16, 60), torch.optim.AdamW(model.parameters(), fused=True)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype != torch.float32):
+            loss = model(**clip).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()  # makes the optimizer's moments
+    found = largest_sum(step)
+    assert cost.peak(config, 16, 60, dtype=dtype, checkpointing=checkpointing) == pytest.approx(found, rel=0.12)
+
+
+def test_a_training_step_of_short_clips_holds_its_gradients():
+    config = Config.preset("small")
+    gradients = 4 * cost.parameters(config).total
+    assert gradients <= cost.peak(config, 1, 8) < 1.05 * gradients < cost.peak(config, 64, 8)
+    kept = cost.activations(config, 64, 8)
+    assert kept < cost.peak(config, 64, 8) < 1.1 * kept
+    assert cost.peak(config, 64, 8, clips=3) > 2.9 * kept
+
+
+@pytest.mark.parametrize("memory", [None, 3])
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_what_a_stream_keeps(changes, memory):
+    config = Config.preset("tiny", **changes)
+    stream = Model(config).stream(memory=memory, grow=memory is None)
+    clip = inputs(config, 1, 1)
+    for chunks in range(1, 19):  # past the first 16, for which there is room from the start
+        stream.push(clip["video"], clip["audio"])
+        if chunks in (1, 16, 17, 18):
+            found = cost.stream(config, chunks, memory=memory)
+            assert found.total == stream.nbytes
+            held = dict.fromkeys(asdict(found), 0)
+            for name, tensor in stream._past.tensors().items():
+                held[name.split(".")[0]] += tensor.nbytes
+            assert asdict(found) == held
+
+
+def test_what_a_stream_of_another_dtype_keeps():
+    config = Config.preset("tiny", combiner="ttm")
+    stream = Model(config).to(torch.bfloat16).stream(memory=5, sinks=1)
+    assert cost.stream(config, 1, memory=5, sinks=1, dtype=torch.bfloat16).total == stream.nbytes
+
+
+def test_the_longest_clip_fits_and_one_chunk_more_does_not():
+    config = Config.preset("base", combiner="ttm")
+    for checkpointing in (False, True):
+        held = partial(cost.training_bytes, config, text_tokens=64, checkpointing=checkpointing)
+        most = cost.longest(held, 24e9)
+        assert held(most) <= USABLE * 24e9 < held(most + 1)
+    assert cost.longest(partial(cost.stream_bytes, config, memory=64), 24e9) == MOST
+    grown = cost.longest(partial(cost.stream_bytes, config), 24e9)
+    assert cost.stream_bytes(config, grown) <= USABLE * 24e9 < cost.stream_bytes(config, grown + 1)
+    assert cost.longest(partial(cost.training_bytes, Config.preset("mirasol-3b"), text_tokens=64), 24e9) == 0
+
+
+def test_bytes_of_a_training_step_are_those_of_its_parts():
+    config = Config.preset("small")
+    parts = cost.memory(config, 8, 64, clips=2)
+    held = cost.training_bytes(config, 8, 64, clips=2)
+    assert held - cost.peak(config, 8, 64, clips=2, dtype=torch.bfloat16) == (
+        parts.parameters + parts.optimizer + parts.inputs
+    )
+    assert held < parts.total  # which counts all gradients beside all that backward needs
 
 
 def test_memory_is_shared_between_gpus_but_for_what_is_gathered():

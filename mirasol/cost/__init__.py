@@ -7,6 +7,9 @@
 `python -m mirasol.cost --table` prints what training the 3B model needs, which stands in docs/scale.md.
 """
 
+from mirasol.cost.fits import longest as longest
+from mirasol.cost.fits import stream_bytes as stream_bytes
+from mirasol.cost.fits import training_bytes as training_bytes
 from mirasol.cost.flops import Cost as Cost
 from mirasol.cost.flops import attention as attention
 from mirasol.cost.flops import block as block
@@ -20,5 +23,8 @@ from mirasol.cost.flops import transformer_combiner as transformer_combiner
 from mirasol.cost.memory import Memory as Memory
 from mirasol.cost.memory import activations as activations
 from mirasol.cost.memory import memory as memory
+from mirasol.cost.memory import peak as peak
 from mirasol.cost.parameters import Parameters as Parameters
 from mirasol.cost.parameters import parameters as parameters
+from mirasol.cost.streams import StreamState as StreamState
+from mirasol.cost.streams import stream as stream

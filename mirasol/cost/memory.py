@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import astuple, dataclass
 from math import prod
+from typing import NamedTuple
 
 import torch
 
@@ -96,12 +97,24 @@ def _block_parameters(config: Config) -> list[tuple[int, int]]:
     return found
 
 
+class Blocks(NamedTuple):
+    """So many blocks, of which each keeps `size` bytes for backward.
+
+    first: bytes of its input alone. work: bytes of the gradients within one block at their most, at its MLP.
+    """
+
+    number: int
+    size: int
+    first: int
+    work: int
+
+
 @dataclass(frozen=True)
 class Kept:
-    """What a part keeps for backward: bytes beside its blocks, and (how many, bytes, bytes of the input) of these."""
+    """What a part keeps for backward: bytes beside its blocks, and these."""
 
     beside: int
-    blocks: tuple[tuple[int, int, int], ...] = ()
+    blocks: tuple[Blocks, ...] = ()
 
 
 def activations(
@@ -120,64 +133,106 @@ def activations(
     Summaries of a Token Turing Machine are counted as the `torch` backend keeps them, which is more than the kernels.
     Arguments as in `memory`.
     """
+    kept = [part for parts in _kept(config, chunks, text_tokens, texts, dtype).values() for part in parts]
+    blocks = [block for part in kept for block in part.blocks if block.number]
+    beside = sum(part.beside for part in kept)
+    if not checkpointing:
+        return beside + sum(b.number * b.size for b in blocks)
+    return beside + sum(b.number * b.first for b in blocks) + max(b.size - b.first for b in blocks)
+
+
+def peak(
+    config: Config,
+    chunks: int,
+    text_tokens: int,
+    *,
+    clips: int = 1,
+    texts: int = 1,
+    dtype: torch.dtype = torch.float32,
+    checkpointing: bool = False,
+) -> int:
+    """Bytes that a training step holds at most beside parameters, AdamW's moments and clips.
+
+    Backward frees what the forward pass kept and casts of weights, part by part from the end, while gradients come to
+    be; in the block at work are its own gradients too. The largest of these sums stands at the beginning of a part or
+    at its end. Arguments as in `memory`; `checkpointing` as there.
+    """
+    own = count.parameters(config)
+    casts = memory(config, chunks, text_tokens, dtype=dtype, checkpointing=checkpointing).casts
+    held = most = 0
+    after = own.total  # parameters whose gradients have come to be when backward begins with a part
+    for name, parts in _kept(config, chunks, text_tokens, texts, dtype).items():
+        blocks = [block for part in parts for block in part.blocks if block.number]
+        one = max((block.size + block.work for block in blocks), default=0)
+        most = max(most, held + clips * one + SINGLE * after)  # with the first of its blocks, the last for backward
+        after -= getattr(own, name)
+        held += clips * sum(part.beside for part in parts) + casts * getattr(own, name) // own.total
+        held += clips * sum(b.number * (b.first if checkpointing else b.size) for b in blocks)
+        again = [b.size - b.first if checkpointing else 0 for b in blocks]
+        working = max((b.work + more for b, more in zip(blocks, again, strict=True)), default=0)
+        most = max(most, held + clips * working + SINGLE * after)
+    return max(most, SINGLE * own.total)
+
+
+def _kept(config: Config, chunks: int, text_tokens: int, texts: int, dtype: torch.dtype) -> dict[str, list[Kept]]:
+    """What each part of a model keeps, in the order of the forward pass; `enter` keeps what the Combiner takes in."""
     e, m, n = dtype.itemsize, config.latents_per_chunk, config.tokens_per_chunk
     latents, read = chunks * m, most_seen(chunks, config.reach("text")) * m
-    parts = [
-        *_encoders(config, chunks, e),
-        _combiner(config, chunks, e),
-        Kept(  # the projection's rows, before and after its norm
-            chunks * (n if config.combiner == "none" else m) * 2 * config.combiner_dim * e
-        ),
-        _stack(config.av_layers, latents, config.av_dim, config.av_heads, config.mlp_ratio, e),
-        Kept(latents * 3 * config.av_dim * SINGLE),  # cosine distance
-        *_reconstructions(config, chunks, e),
-        Kept(read * config.av_dim * e if read < latents else 0),  # the latents within reach of the text, taken out
-        *([_text(config, read, text_tokens, texts, e)] if text_tokens else []),
-    ]
-    blocks = [block for part in parts for block in part.blocks]
-    beside = sum(part.beside for part in parts)
-    if not checkpointing:
-        return beside + sum(number * size for number, size, _ in blocks)
-    return beside + sum(number * first for number, _, first in blocks) + max(size - first for _, size, first in blocks)
+    video, audio = _encoders(config, chunks, e)
+    projected = chunks * (n if config.combiner == "none" else m)  # rows, before and after their norm
+    return {
+        "video": video,
+        "audio": audio,
+        "enter": [],
+        "combiner": [_combiner(config, chunks, e), Kept(projected * 2 * config.combiner_dim * e)],
+        "audio_video": [_stack(config.av_layers, latents, config.av_dim, config.av_heads, config.mlp_ratio, e)],
+        "text": [
+            Kept(read * config.av_dim * e if read < latents else 0),  # the latents within reach, taken out
+            *([_text(config, read, text_tokens, texts, e)] if text_tokens else []),
+        ],
+        "losses": [
+            Kept(latents * 3 * config.av_dim * SINGLE),  # cosine distance
+            *_reconstructions(config, chunks, e),
+        ],
+    }
 
 
-def _block(rows: int, dim: int, heads: int, mlp_ratio: int, e: int, keep: int | None = None) -> tuple[int, int]:
-    """Bytes that a block over `rows` tokens keeps, and those of its input; `keep`: tokens of a pruned block."""
+def _block(number: int, rows: int, dim: int, heads: int, mlp_ratio: int, e: int, keep: int | None = None) -> Blocks:
+    """Blocks over `rows` tokens; `keep`: tokens of a pruned one."""
     kept = rows if keep is None else keep
     singles = (rows + kept) * dim  # input and residual, which the norms keep
     tokens = rows * 3 * dim  # input's norm, keys and values
     # query, attention's output, residual's norm, the inner layer before and after GELU; normed rows that are cut out
     tokens += kept * (3 + 2 * mlp_ratio + (keep is not None)) * dim
     statistics = kept * heads + 2 * (rows + kept)
-    return tokens * e + (singles + statistics) * SINGLE, rows * dim * SINGLE
+    work = kept * dim * (mlp_ratio * e + SINGLE)  # inner layer and output
+    return Blocks(number, tokens * e + (singles + statistics) * SINGLE, rows * dim * SINGLE, work)
 
 
 def _stack(layers: int, rows: int, dim: int, heads: int, mlp_ratio: int, e: int) -> Kept:
     """Blocks and the norm behind them: its input, its output and its statistics."""
-    return Kept(rows * (dim * e + (dim + 2) * SINGLE), ((layers, *_block(rows, dim, heads, mlp_ratio, e)),))
+    return Kept(rows * (dim * e + (dim + 2) * SINGLE), (_block(layers, rows, dim, heads, mlp_ratio, e),))
 
 
-def _encoders(config: Config, chunks: int, e: int) -> list[Kept]:
+def _encoders(config: Config, chunks: int, e: int) -> tuple[list[Kept], list[Kept]]:
     """Both encoders, with the pixels and the spectrogram that are projected."""
     d, heads, layers, ratio = config.encoder_dim, config.encoder_heads, config.encoder_layers, config.mlp_ratio
     size = (config.frames_per_chunk, config.image_size, config.image_size)
     pixels = sum(prod(tube_grid(tube.fine, *size)) * tube.fine.size for tube in config.merged_tubes)
     patches = config.audio_tokens * prod(config.mel_patch)
-    return [
-        Kept(chunks * pixels * e),
-        _stack(layers, chunks * config.video_tokens, d, heads, ratio, e),
-        Kept(chunks * patches * e),
-        _stack(layers, chunks * config.audio_tokens, d, heads, ratio, e),
-    ]
+    return (
+        [Kept(chunks * pixels * e), _stack(layers, chunks * config.video_tokens, d, heads, ratio, e)],
+        [Kept(chunks * patches * e), _stack(layers, chunks * config.audio_tokens, d, heads, ratio, e)],
+    )
 
 
 def _combiner(config: Config, chunks: int, e: int) -> Kept:
     """All but the projection at its end."""
     d, n, m, heads = config.combiner_dim, config.tokens_per_chunk, config.combined_tokens, config.combiner_heads
     if config.combiner == "transformer":
-        whole = _block(chunks * n, d, heads, config.mlp_ratio, e)
-        last = _block(chunks * n, d, heads, config.mlp_ratio, e, keep=chunks * m)
-        return Kept(0, ((config.combiner_layers - 1, *whole), (1, *last)))
+        whole = _block(config.combiner_layers - 1, chunks * n, d, heads, config.mlp_ratio, e)
+        last = _block(1, chunks * n, d, heads, config.mlp_ratio, e, keep=chunks * m)
+        return Kept(0, (whole, last))
     if config.combiner == "ttm":
         return _ttm(config, chunks, e)
     if config.combiner == "mean":
@@ -244,9 +299,9 @@ def _reconstructions(config: Config, chunks: int, e: int) -> list[Kept]:
 def _text(config: Config, latents: int, tokens: int, texts: int, e: int) -> Kept:
     """The decoder and the float32 logits."""
     d, heads, rows = config.text_dim, config.text_heads, texts * tokens
-    size, first = _block(rows, d, heads, config.mlp_ratio, e)
-    size += rows * d * e  # turned keys, beside those that the values' memory holds
-    cross = (4 * rows * d + 2 * latents * d) * e + rows * (heads + 2) * SINGLE
     crossed = config.text_layers // config.cross_every
+    plain = _block(config.text_layers - crossed, rows, d, heads, config.mlp_ratio, e)
+    plain = plain._replace(size=plain.size + rows * d * e)  # turned keys, beside those that the values' memory holds
+    cross = (4 * rows * d + 2 * latents * d) * e + rows * (heads + 2) * SINGLE
     beside = 2 * rows * d * e + rows * config.vocab_size * (SINGLE if e == SINGLE else e + SINGLE)
-    return Kept(beside, ((crossed, size + cross, first), (config.text_layers - crossed, size, first)))
+    return Kept(beside, (plain, plain._replace(number=crossed, size=plain.size + cross)))

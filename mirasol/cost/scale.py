@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mirasol.config import Config
+from mirasol.cost.fits import USABLE
 from mirasol.cost.flops import model as flops
 from mirasol.cost.flops import training
 from mirasol.cost.memory import Memory, memory
@@ -17,8 +18,6 @@ COMMAND = "python -m mirasol.cost --write docs/scale.md"
 PRESET, COMBINERS, CHUNKS, WORLDS, TEXT_TOKENS = "mirasol-3b", ("transformer", "ttm"), (64, 128), (1, 8, 64), 64
 
 DEVICES = {"H100": 80e9, "H200": 141e9}  # bytes
-USABLE = 0.92
-"""Of a GPU's memory; the rest is left to the CUDA context, NCCL and the allocator's fragments."""
 PEAK = 989.4e12
 """Dense bfloat16 FLOP/s of both (NVIDIA's data sheets, SXM)."""
 SHARE = 0.40
