@@ -9,11 +9,11 @@ INTERPRETED := interpreted-operators interpreted-rest
 NEWEST := $(CURDIR)/build/triton-newest
 
 .PHONY: test test-slow test-interpreted $(INTERPRETED) test-compiled test-lowest test-newest test-emulated emulated-lowest
-.PHONY: emulated-newest test-browser demo-picture bench readme lint gpu clean
+.PHONY: emulated-newest test-browser demo-picture bench figures readme lint gpu clean
 
 $(READY): pyproject.toml constraints.txt setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,bench,dev]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[test,bench,dev,peers]"
 	touch $@
 
 # Triton decides at import whether a kernel is interpreted or compiled, and two versions of it are compiled for: processes of

@@ -1,4 +1,4 @@
-"""One training step on one clip, ours beside mirasol-pytorch: forward, backward, AdamW; what each computes stands in
+"""One training step, ours beside mirasol-pytorch: forward, backward, AdamW; what each computes stands in
 `peers.mirasol_pytorch`.
 """
 
@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from core.harness import Comparison, Unavailable, Variant, Verdict, compare
+from core.harness import LEAST_ROUNDS, Comparison, Unavailable, Variant, Verdict, compare
 from core.rows import Case, Row, Settings
 from mirasol import Model
 from peers import mirasol_pytorch
@@ -27,18 +27,23 @@ TRANSFORMER, TTM = "mirasol, Transformer", "mirasol, TTM"
 SMALL, DEFAULT = "mirasol-pytorch, small reconstruction", "mirasol-pytorch, default"
 COMBINED = (3, 8, 32)
 """Tokens a chunk: the peer's default, one between, and the paper's."""
-ROUNDS = (5, 9, 60.0)
+ROUNDS = (LEAST_ROUNDS, 9, 60.0)
 STATE = 16
 """Bytes a parameter: itself, its gradient and AdamW's moments."""
 
 
 def cases(settings: Settings) -> list[Case]:
-    combined = COMBINED[:1] if settings.effort == "quick" else COMBINED
-    return [Case(f"{m} combined tokens", partial(_case, m)) for m in combined]
+    quick = settings.effort == "quick"
+    found = [(m, 1) for m in (COMBINED[:1] if quick else COMBINED)] + [(COMBINED[0] if quick else 8, 2)]
+    return [Case(_name(m, clips), partial(_case, m, clips)) for m, clips in found]
 
 
-def _case(combined: int, settings: Settings) -> list[Row]:
-    at = QUICK if settings.effort == "quick" else Setting()
+def _name(combined: int, clips: int) -> str:
+    return f"{combined} combined tokens" + (f", {clips} clips" if clips > 1 else "")
+
+
+def _case(combined: int, clips: int, settings: Settings) -> list[Row]:
+    at = replace(QUICK if settings.effort == "quick" else Setting(), clips=clips)
     makers = {
         TRANSFORMER: partial(_ours, at, combined, "transformer", settings),
         TTM: partial(_ours, at, combined, "ttm", settings),
@@ -54,7 +59,7 @@ def _case(combined: int, settings: Settings) -> list[Row]:
     rows = compare(
         Comparison(
             SUITE,
-            f"{combined} combined tokens",
+            _name(combined, clips),
             [
                 Variant(
                     name,
@@ -152,19 +157,29 @@ def _expect_room(needed: int, settings: Settings) -> None:
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    columns = ["m", "implementation", "ms (p20–p80)", "n", "x small peer (p20–p80)", "GFLOP", "GFLOP/s", "parameters"]
+    columns = [
+        "m",
+        "clips",
+        "implementation",
+        "ms (p20–p80)",
+        "n",
+        "x small peer (p20–p80)",
+        "GFLOP",
+        "GFLOP/s",
+        "parameters",
+    ]
     columns += ["memory: state", "beside it"]
     lines = [_line(row) for row in rows]
     at = rows[0].detail.get("setting", {})
-    sizes = ", ".join(f"{name} {value}" for name, value in at.items())
+    sizes = ", ".join(f"{name} {value}" for name, value in at.items() if name != "clips")
     notes = [
-        f"forward, backward and AdamW of one clip of {rows[0].shape}: {sizes}",
+        f"forward, backward and AdamW of clips of {rows[0].shape}: {sizes}",
         "m: combined tokens a chunk: 3 is the peer's default, 32 the paper's",
         "every ratio from one process, in turns; what each model computes: bench/peers/mirasol_pytorch.py",
         "state: weights and AdamW's moments; beside it: the most that a step holds more, gradients included",
         *report.troubles(rows),
     ]
-    return [Table("One training step", columns, lines, 2, notes)]
+    return [Table("One training step", columns, lines, 3, notes)]
 
 
 def _line(row: Row) -> list[str]:
@@ -172,6 +187,7 @@ def _line(row: Row) -> list[str]:
     spread = f" ({report.number(row.speedup_p20)}–{report.number(row.speedup_p80)})" if row.speedup else ""
     return [
         row.case.split()[0],
+        str(row.detail.get("setting", {}).get("clips", 1)),
         row.impl,
         report.time_range(row),
         str(row.n or ""),

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core.harness import Comparison, Variant, Verdict, compare
+from core.harness import LEAST_ROUNDS, Comparison, Variant, Verdict, compare
 from core.rows import Case, Row, Settings
 from mirasol import ByteTokenizer, Config, Model, generation
 from mirasol.streaming.session import process_memory
@@ -100,7 +100,7 @@ def _chunk_of(preset: str, combiner: str, settings: Settings) -> list[Row]:
             alone,
             mode="step",
             shape=f"{preset}, {config.seconds_per_chunk:g} s a chunk",
-            rounds=(2, 2, 0.0) if settings.effort == "quick" else (5, 15, 20.0),
+            rounds=(2, 2, 0.0) if settings.effort == "quick" else (LEAST_ROUNDS, 15, 20.0),
             detail={"seconds": config.seconds_per_chunk, "state_bytes": stream.nbytes},
         ),
         settings,
@@ -139,7 +139,7 @@ def _question(chunks: int, settings: Settings) -> list[Row]:
             "the clip again",
             mode="first token",
             shape=f"{chunks} chunks of {model.config.seconds_per_chunk:g} s",
-            rounds=(2, 3, 20.0),
+            rounds=(2, 3, 20.0) if settings.effort == "quick" else (LEAST_ROUNDS, LEAST_ROUNDS, 0.0),
             warm_up=False,
         ),
         settings,
@@ -221,7 +221,7 @@ def _many(batch: int, settings: Settings) -> list[Row]:
             "one by one",
             mode="step",
             shape=f"tiny, {batch} streams",
-            rounds=(2, 2, 0.0) if settings.effort == "quick" else (5, 15, 20.0),
+            rounds=(2, 2, 0.0) if settings.effort == "quick" else (LEAST_ROUNDS, 15, 20.0),
         ),
         settings,
     )

@@ -22,7 +22,7 @@ from report.console import Table
 from report.tables import comparison_table
 
 SUITE = "tubes"
-GATHER, CONV = "strided gather", "normalise + Conv3d"
+GATHER, CONV, FOLDED = "strided gather", "normalise + Conv3d", "Conv3d, normalisation folded in"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -131,6 +131,8 @@ def _tokens(shape: Shape, settings: Settings) -> list[Row]:
         Variant(CONV, lambda: partial(conv, kernels, video)),
         Variant(f"{CONV}, channels last", lambda: partial(conv, last, video)),
         *compiled(f"{CONV}, compiled", partial(conv, kernels), (video,), settings),
+        Variant(FOLDED, lambda: partial(_folded_conv, shape.tubes, _folded(kernels), video)),
+        *compiled(f"{FOLDED}, compiled", partial(_folded_conv, shape.tubes, _folded(kernels)), (video,), settings),
         Variant(f"{GATHER} + GEMM", lambda: _then(partial(_gather, shape.tubes, dtype, video), weights)),
         Variant("GEMMs alone", lambda: _then(lambda: pieces, weights), role="limit", judged=False),
     ]
@@ -214,4 +216,21 @@ def _conv(tubes: Sequence[Tube], dtype: torch.dtype, kernels: Sequence[Tensor], 
     for tube, kernel in zip(tubes, kernels, strict=True):
         t, h, w = tube.offset
         tokens.append(F.conv3d(clip[:, :, t:, h:, w:], kernel, stride=tube.stride).flatten(2).mT)
+    return tokens
+
+
+def _folded(kernels: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """Kernels and biases that take pixels of 0..255 as they are."""
+    mean, std = (torch.tensor(v, device=kernels[0].device, dtype=torch.float64).view(3, 1, 1, 1) for v in (MEAN, STD))
+    scaled = [kernel.double() / std for kernel in kernels]
+    biases = [-(kernel * mean).sum((1, 2, 3, 4)) for kernel in scaled]
+    return [((w / 255).to(k.dtype), b.to(k.dtype)) for w, b, k in zip(scaled, biases, kernels, strict=True)]
+
+
+def _folded_conv(tubes: Sequence[Tube], folded: Sequence[tuple[Tensor, Tensor]], video: Tensor) -> list[Tensor]:
+    """The same without a pass that normalises: the clip is converted, the weights do the rest."""
+    clip, tokens = video.to(folded[0][0].dtype), []
+    for tube, (kernel, bias) in zip(tubes, folded, strict=True):
+        t, h, w = tube.offset
+        tokens.append(F.conv3d(clip[:, :, t:, h:, w:], kernel, bias, stride=tube.stride).flatten(2).mT)
     return tokens

@@ -22,7 +22,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from core.rows import Effort, Row, Settings, dtype_name
 
-ROUNDS: dict[Effort, tuple[int, int, float]] = {"quick": (2, 3, 0.05), "default": (3, 25, 1.5), "full": (10, 100, 10.0)}
+LEAST_ROUNDS = 7
+"""Of whatever is timed, but in a quick run: below that a median and its spread say little."""
+ROUNDS: dict[Effort, tuple[int, int, float]] = {
+    "quick": (2, 3, 0.05),
+    "default": (LEAST_ROUNDS, 25, 1.5),
+    "full": (10, 100, 10.0),
+}
 """Least and most rounds, and the seconds after which no more than the least are run."""
 
 SAMPLE_MS = 2.0  # shorter calls are repeated within a sample until it lasts this long
@@ -134,6 +140,8 @@ def _rounds(
     settings: Settings,
 ) -> dict[str, list[float]]:
     least, most, seconds = case.rounds or ROUNDS[settings.effort]
+    if settings.effort != "quick" and least < LEAST_ROUNDS:
+        raise ValueError(f"{case.suite}/{case.case} must be timed {LEAST_ROUNDS} times at least, was {least}")
     samples: dict[str, list[float]] = {name: [] for name in ready}
     started = time.perf_counter()
     gc.collect()

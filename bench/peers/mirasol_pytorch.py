@@ -23,7 +23,7 @@ from core.harness import Unavailable
 from mirasol import Config
 from mirasol.kernels import Tube
 
-INSTALL = "pip install --no-deps mirasol-pytorch==0.0.16 x-transformers==1.27.0 beartype"
+INSTALL = "pip install -c constraints.txt -e '.[peers]'"
 FRAMES, MELS, VOCABULARY = 8, 128, 259
 PATCH, DEPTH = 16, 4
 """Pixels along a side and frames of a patch of video; also the size of the smaller copy that is reconstructed."""
@@ -43,6 +43,7 @@ class Setting:
     audio_video: int = 6
     decoder: int = 6
     text: int = 64
+    clips: int = 1
 
 
 QUICK = Setting(chunks=4, size=32, width=128, heads=2, encoder=1, audio_video=1, decoder=1, text=8)
@@ -63,12 +64,12 @@ def config(at: Setting, combined: int, combiner: str) -> Config:
 
 
 def inputs(at: Setting, config: Config) -> dict[str, Tensor]:
-    """One clip for ours."""
+    """Clips for ours."""
     generator = torch.Generator().manual_seed(0)
-    frames, text = at.chunks * FRAMES, torch.randint(0, 256, (1, at.text), generator=generator)
+    frames, text = at.chunks * FRAMES, torch.randint(0, 256, (at.clips, at.text), generator=generator)
     return {
-        "video": torch.randint(0, 256, (1, 3, frames, at.size, at.size), dtype=torch.uint8, generator=generator),
-        "audio": 0.1 * torch.randn(1, at.chunks * config.samples_per_chunk, generator=generator),
+        "video": torch.randint(0, 256, (at.clips, 3, frames, at.size, at.size), dtype=torch.uint8, generator=generator),
+        "audio": 0.1 * torch.randn(at.clips, at.chunks * config.samples_per_chunk, generator=generator),
         "text": text,
         "labels": text,
     }
@@ -98,12 +99,12 @@ def peer(at: Setting, combined: int, small: bool) -> nn.Module:
 
 
 def peer_inputs(at: Setting) -> dict[str, Tensor]:
-    """One clip for the peer: pixels in 0..1 and a spectrogram."""
+    """Clips for the peer: pixels in 0..1 and a spectrogram."""
     generator = torch.Generator().manual_seed(0)
     return {
-        "video": torch.rand(1, 3, at.chunks * FRAMES, at.size, at.size, generator=generator),
-        "audio": torch.randn(1, MELS, at.chunks * at.chunks, generator=generator),
-        "text": torch.randint(0, 256, (1, at.text), generator=generator),
+        "video": torch.rand(at.clips, 3, at.chunks * FRAMES, at.size, at.size, generator=generator),
+        "audio": torch.randn(at.clips, MELS, at.chunks * at.chunks, generator=generator),
+        "text": torch.randint(0, 256, (at.clips, at.text), generator=generator),
     }
 
 

@@ -33,11 +33,11 @@ def test_ours_has_the_peers_tokens_and_depths(combiner):
 
 def test_without_the_peer_its_rows_say_how_to_get_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "mirasol_pytorch", None)
-    (case,) = suite_step.cases(SETTINGS)
+    case, several = suite_step.cases(SETTINGS)
     rows = {row.impl: row for row in case.run(SETTINGS)}
     for name in (SMALL, DEFAULT):
         assert rows[name].status == "SKIP"
-        assert "pip install --no-deps mirasol-pytorch==0.0.16" in rows[name].reason
+        assert "pip install -c constraints.txt -e '.[peers]'" in rows[name].reason
     for name in (TRANSFORMER, TTM):
         row = rows[name]
         assert row.status == "ok", row.reason
@@ -45,6 +45,9 @@ def test_without_the_peer_its_rows_say_how_to_get_it(monkeypatch):
         assert row.detail["held_bytes"] == 12 * row.detail["parameters"]
         assert row.peak_bytes is not None
         assert row.peak_bytes > 4 * row.detail["parameters"]  # the gradients at least
+    more = {row.impl: row for row in several.run(SETTINGS)}
+    assert more[TTM].flops == 2 * rows[TTM].flops
+    assert [line[1] for line in suite_step.tables([rows[TTM], more[TTM]])[0].rows] == ["1", "2"]
     assert "SKIP 3 combined tokens" in "".join(suite_step.tables(list(rows.values()))[0].notes)
 
 
