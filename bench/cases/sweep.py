@@ -1,99 +1,114 @@
-"""The three models over longer and longer clips: time and peak memory, within the time that a run may take."""
+"""Models over longer and longer clips: forward passes and training steps, within the time that a run may take."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Literal
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from cases.step import Step
 from core.counting import TEXT_TOKENS
-from core.harness import ROUNDS, Comparison, Judge, Variant, Verdict, against, compare
+from core.harness import LEAST_ROUNDS, ROUNDS, Comparison, Judge, Variant, Verdict, against, compare
 from core.rows import Row, Settings
 from mirasol import Config, Model, combiner, cost, layers
 from mirasol.encoders import video
-from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, SUITE
+from peers import everything
+from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, POOLED, RESAMPLED, SUITE
 
 MODELS: dict[str, dict[str, Any]] = {
     EVERYTHING: {"combiner": "none", "av_causal": False},
+    POOLED: {"combiner": "mean", "av_causal": False},
+    RESAMPLED: {"combiner": "perceiver", "av_causal": False},
     CHUNKED: {"combiner": "transformer"},
     CHUNKED_TTM: {"combiner": "ttm"},
 }
+"""The first three see the whole clip at once: all its tokens, what means over them leave, what a resampler leaves."""
 PREFIX_CHANGE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.03, torch.float16: 0.005}
 """Rounding that another length of clip may bring, relative to the largest latent."""
-LEAST, MOST, SECONDS = 3, 25, 3.0
-"""Rounds wanted for each length, and seconds after which no more than the least are run."""
+LEAST, MOST, SECONDS = LEAST_ROUNDS, 25, 3.0
+"""Rounds of each point, and seconds after which no more than the least are run."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """What is timed: a forward pass or a training step of so many clips of so many frames."""
+
+    frames: int
+    clips: int = 1
+    mode: Literal["fwd", "step"] = "fwd"
+
+    @property
+    def case(self) -> str:
+        if self.mode == "fwd" and self.clips == 1:
+            return f"time {self.frames} frames"
+        kind = "batch" if self.mode == "fwd" else "step"
+        return f"{kind} {self.frames} frames x {self.clips} clip{'s' * (self.clips > 1)}"
+
+    def flops(self, config: Config) -> int:
+        chunks = self.frames // config.frames_per_chunk
+        if self.mode == "step":
+            return everything.step_flops(config, chunks, TEXT_TOKENS, self.clips)
+        return self.clips * everything.forward_flops(config, chunks, TEXT_TOKENS)
 
 
 class Sweep:
-    """The lengths of clip in turn, from short to long, until a deadline.
+    """Points in turn until a deadline.
 
-    How long a length takes is predicted from its FLOPs and the rate of the length before it. Rounds that would not fit
-    are not run, with at least one for each length that fits; the tables show how many there were.
+    How long one takes is predicted from its FLOPs and the rate of the point before it. One that would not be through
+    with its least rounds is skipped.
 
     Args:
-        seconds: from the first length to the deadline.
+        seconds: from the first point to the deadline.
     """
 
-    def __init__(self, preset: str, frames: Sequence[int], seconds: float) -> None:
-        self.preset, self.frames = preset, sorted(frames)
+    def __init__(self, preset: str, seconds: float) -> None:
+        self.preset, self.seconds, self.deadline = preset, seconds, float("inf")
         self.configs = {name: Config.preset(preset, **changes) for name, changes in MODELS.items()}
-        self.seconds, self.deadline = seconds, float("inf")
-        self.rate: float | None = None  # FLOPs a second of the length before
+        self.rate: float | None = None  # FLOPs a second of the point before
 
-    def flops(self, frames: int) -> dict[str, int]:
-        chunks = frames // self.configs[EVERYTHING].frames_per_chunk
-        return {name: cost.model(config, chunks, TEXT_TOKENS).total for name, config in self.configs.items()}
+    def once(self, point: Point) -> float:
+        """Predicted seconds of one round; 0 where nothing is known."""
+        return sum(point.flops(config) for config in self.configs.values()) / self.rate if self.rate else 0.0
 
-    def rounds(self, frames: int) -> tuple[int, float]:
-        """How many rounds fit, and the predicted seconds of one.
-
-        The lengths after this one keep two passes each, but for a tenth of the time that is left.
-        """
-        if self.rate is None:
-            return MOST, 0.0
-        once = sum(self.flops(frames).values()) / self.rate
-        later = sum(2 * sum(self.flops(f).values()) / self.rate for f in self.frames if f > frames)
-        left = self.deadline - time.perf_counter()
-        if left < 2 * once:  # one pass is judged and measures memory, one is timed
-            return 0, once
-        fitting = int(min((left - later) / once - 1, MOST))
-        cheap = (LEAST + 1) * once < 0.1 * left
-        return max(LEAST if cheap else 1, fitting), once
-
-    def run(self, frames: int, settings: Settings) -> list[Row]:
+    def run(self, point: Point, settings: Settings) -> list[Row]:
         if self.rate is None:
             self.deadline = time.perf_counter() + self.seconds
-        rounds, once = self.rounds(frames)
-        dtype = settings.dtype or torch.float32
-        flops = self.flops(frames)
+        dtype, once = settings.dtype or torch.float32, self.once(point)
+        stepping = point.mode == "step"
+        warm_up = once < 2 and not stepping
+        makers, judge = (_steps if stepping else _passes)(self.configs, settings, dtype, point)
         comparison = Comparison(
             SUITE,
-            f"time {frames} frames",
+            point.case,
             [
                 Variant(
                     name,
-                    partial(_call, config, settings, dtype, frames),
-                    role="peer" if name == EVERYTHING else "ours",
-                    flops=flops[name],
+                    makers[name],
+                    role="ours" if name in (CHUNKED, CHUNKED_TTM) else "peer",
+                    flops=point.flops(config),
+                    detail=_predicted(config, point) if stepping and dtype == torch.float32 else {},
                 )
                 for name, config in self.configs.items()
             ],
-            judge=_judge(self.configs, settings, dtype, frames),
+            judge=judge,
             baseline=EVERYTHING,
+            mode=point.mode,
             shape=f"{self.preset}, {TEXT_TOKENS} text tokens",
             dtype=dtype,
-            rounds=ROUNDS["quick"] if settings.effort == "quick" else (min(LEAST, rounds), rounds, SECONDS),
-            warm_up=once < 2,
-            detail={"preset": self.preset, "frames": frames},
+            rounds=ROUNDS["quick"] if settings.effort == "quick" else (LEAST, MOST, SECONDS),
+            warm_up=warm_up,
+            detail={"preset": self.preset, "frames": point.frames, "clips": point.clips},
         )
-        if not rounds:
-            return [_too_long(comparison.row(variant, settings), 2 * once) for variant in comparison.variants]
+        needed = (LEAST + 1 + warm_up + 2 * stepping) * once  # judged; and a step before it, and one that judges
+        if needed > self.deadline - time.perf_counter():
+            return [_too_long(comparison.row(variant, settings), needed) for variant in comparison.variants]
         rows = compare(comparison, settings)
         timed = [(row.flops, row.median_ms) for row in rows if row.flops and row.median_ms]
         if timed:
@@ -106,26 +121,68 @@ def _too_long(row: Row, seconds: float) -> Row:
     return row
 
 
-@lru_cache(maxsize=6)
-def _model(config: Config, device: torch.device, dtype: torch.dtype) -> Model:
+def _predicted(config: Config, point: Point) -> dict[str, int]:
+    """Bytes that a step holds at most beside weights, moments and clips, by the cost model."""
+    chunks = point.frames // config.frames_per_chunk
+    return {"predicted_bytes": cost.peak(config, chunks, TEXT_TOKENS, clips=point.clips)}
+
+
+Makers = dict[str, Callable[[], Callable[[], Any]]]
+
+
+def _passes(configs: dict[str, Config], settings: Settings, dtype: torch.dtype, point: Point) -> tuple[Makers, Judge]:
+    """Forward passes."""
+    calls: Makers = {name: partial(_call, config, settings, dtype, point) for name, config in configs.items()}
+    return calls, _judge(configs, settings, dtype, point)
+
+
+def _steps(configs: dict[str, Config], settings: Settings, dtype: torch.dtype, point: Point) -> tuple[Makers, Judge]:
+    """Training steps: forward, backward and AdamW; right where every weight moves and the loss falls."""
+    steps: dict[str, Step] = {}
+
+    def make(name: str) -> Step:
+        _model.cache_clear()  # models with their optimizers need the room
+        model = _new(configs[name], settings.device, dtype).train()
+        video, audio, text = _inputs(configs[name], settings, point)
+
+        def loss() -> Tensor:
+            torch.manual_seed(0)  # the same tokens are masked in every step, so that the loss can only fall
+            found = model(video, audio, text, text).loss
+            assert found is not None
+            return found
+
+        steps[name] = Step(model, loss)
+        steps[name]()  # makes AdamW's moments, which are no part of what a step holds
+        return steps[name]
+
+    return {name: partial(make, name) for name in configs}, lambda name, outputs: steps[name].verdict()
+
+
+def _new(config: Config, device: torch.device, dtype: torch.dtype) -> Model:
     torch.manual_seed(0)
-    return Model(config).eval().to(device, dtype)
+    return everything.build(config).eval().to(device, dtype)
 
 
-def _inputs(config: Config, settings: Settings, frames: int) -> tuple[Tensor, Tensor, Tensor]:
-    """One clip; a longer one begins as a shorter one does."""
-    longest = max(512, frames)
-    generator = torch.Generator().manual_seed(0)
-    size = (longest, 3, config.image_size, config.image_size)
-    video = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)[:frames].movedim(0, 1)[None]
+_model = lru_cache(maxsize=2 * len(MODELS))(_new)
+
+
+def _inputs(config: Config, settings: Settings, point: Point) -> tuple[Tensor, Tensor, Tensor]:
+    """Clips and a text about each; a longer clip begins as a shorter one does."""
+    longest = max(512, point.frames)
     samples = config.samples_per_chunk // config.frames_per_chunk
-    audio = 0.1 * torch.randn(1, longest * samples, generator=generator)[:, : frames * samples]
-    text = torch.randint(0, 256, (1, TEXT_TOKENS), generator=generator)
-    return video.contiguous().to(settings.device), audio.to(settings.device), text.to(settings.device)
+    videos, sounds, texts = [], [], []
+    for clip in range(point.clips):
+        generator = torch.Generator().manual_seed(clip)
+        size = (longest, 3, config.image_size, config.image_size)
+        videos.append(torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)[: point.frames])
+        sounds.append(0.1 * torch.randn(longest * samples, generator=generator)[: point.frames * samples])
+        texts.append(torch.randint(0, 256, (TEXT_TOKENS,), generator=generator))
+    video = torch.stack(videos).movedim(1, 2).contiguous()
+    return video.to(settings.device), torch.stack(sounds).to(settings.device), torch.stack(texts).to(settings.device)
 
 
-def _call(config: Config, settings: Settings, dtype: torch.dtype, frames: int) -> Callable[[], tuple[Tensor, Tensor]]:
-    model, inputs = _model(config, settings.device, dtype), _inputs(config, settings, frames)
+def _call(config: Config, settings: Settings, dtype: torch.dtype, point: Point) -> Callable[[], tuple[Tensor, Tensor]]:
+    model, inputs = _model(config, settings.device, dtype), _inputs(config, settings, point)
 
     @torch.no_grad()
     def forward() -> tuple[Tensor, Tensor]:
@@ -136,7 +193,7 @@ def _call(config: Config, settings: Settings, dtype: torch.dtype, frames: int) -
     return forward
 
 
-def _judge(configs: dict[str, Config], settings: Settings, dtype: torch.dtype, frames: int) -> Judge:
+def _judge(configs: dict[str, Config], settings: Settings, dtype: torch.dtype, point: Point) -> Judge:
     """Short clips against the same model on the reference operators in float64; longer ones against a short one.
 
     The latents of the first chunks must not change when the clip goes on, for the models that are causal over chunks.
@@ -147,14 +204,14 @@ def _judge(configs: dict[str, Config], settings: Settings, dtype: torch.dtype, f
         if not all(torch.isfinite(out).all() for out in outputs):
             return Verdict(problem="a value is not finite")
         short = 4 * config.frames_per_chunk
-        if frames <= short:
+        if point.frames <= short:
             with _reference_operators():
-                exact = _call(config, settings, torch.float64, frames)()
-                plain = _call(config, settings, dtype, frames)()
+                exact = _call(config, settings, torch.float64, point)()
+                plain = _call(config, settings, dtype, point)()
             return against(exact, plain)(name, outputs)
-        if config.combiner == "none":
+        if not config.av_causal:
             return Verdict()
-        latents = _call(config, settings, dtype, short)()[1]
+        latents = _call(config, settings, dtype, replace(point, frames=short))()[1]
         change = (outputs[1][:, : latents.shape[1]] - latents).abs().max().item() / latents.abs().max().item()
         allowed = PREFIX_CHANGE[dtype]
         problem = f"a later chunk changes an earlier one's latents by {change:.1e}" if change > allowed else ""

@@ -18,18 +18,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from core.rows import Row
 from report import tables as report
-from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, PUBLISHED, SUITE, saving
+from report.savings import CHUNKED, CHUNKED_TTM, EVERYTHING, POOLED, PUBLISHED, RESAMPLED, SUITE, saving
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart
-COLOURS = {EVERYTHING: "#555555", CHUNKED: "#0072B2", CHUNKED_TTM: "#D55E00"}
-DASHES = {EVERYTHING: "-", CHUNKED: "--", CHUNKED_TTM: "-"}  # where (a) and (b) fall together, both are to be seen
-SIZES = {EVERYTHING: 8, CHUNKED: 5, CHUNKED_TTM: 5}
+COLOURS = {EVERYTHING: "#555555", POOLED: "#E69F00", RESAMPLED: "#009E73", CHUNKED: "#0072B2", CHUNKED_TTM: "#D55E00"}
+DASHES = {EVERYTHING: "-", POOLED: ":", RESAMPLED: ":", CHUNKED: "--", CHUNKED_TTM: "-"}  # where lines fall together
+SIZES = {EVERYTHING: 8, POOLED: 4, RESAMPLED: 4, CHUNKED: 5, CHUNKED_TTM: 5}
 OURS, PEER, LIMIT = "#D55E00", "#8DA0B5", "#D9D9D9"
-LETTERS = {EVERYTHING: "(a)", CHUNKED: "(b)", CHUNKED_TTM: "(c)"}
 PANELS: list[tuple[str, str, Callable[[Row], Any], dict[str, float]]] = [
     ("work ", "FLOPs", lambda row: row.flops, {"M": 1e6, "G": 1e9, "T": 1e12}),
     ("time ", "Time", lambda row: row.median_ms, {"ms": 1.0, "s": 1e3}),
-    ("time ", "Peak memory", lambda row: row.peak_bytes, {"MiB": 2.0**20, "GiB": 2.0**30}),
+    ("work ", "Peak memory of a training step", lambda row: row.detail.get("step_bytes"), {"MB": 1e6, "GB": 1e9}),
 ]
 """Cases, title, what is drawn, units."""
 STYLE: Any = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 10, "axes.titlesize": 11}
@@ -97,17 +96,18 @@ def _frames(rows: list[Row]) -> Figure:
         for name, colour in COLOURS.items():
             line = sorted((row for row in shown if row.impl == name), key=lambda row: row.detail["frames"])
             x, y = [row.detail["frames"] for row in line], [value(row) / scale for row in line]
-            label = f"{LETTERS[name]} {name}"
-            axes.plot(x, y, DASHES[name], marker="o", color=colour, linewidth=2, markersize=SIZES[name], label=label)
+            axes.plot(x, y, DASHES[name], marker="o", color=colour, linewidth=2, markersize=SIZES[name], label=name)
             if title == "Time":
                 _spread(axes, line, scale, colour)
         _log_axes(axes, sorted({row.detail["frames"] for row in shown}))
         preset = shown[0].detail["preset"]
         where = "counted" if shown[0].mode == "count" else f"{shown[0].device}, {shown[0].dtype}"
+        where = "predicted" if title.startswith("Peak memory") else where
         axes.set_title(f"{title}, {unit}\n", loc="left", weight="bold")
         axes.text(0, 1.025, f"preset {preset}, {where}", transform=axes.transAxes, color="#444444", fontsize=9)
         axes.set_xlabel("frames in the clip")
-    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper center", ncols=3, frameon=False)
+    columns = 1 + 2 * len(panels)
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="upper center", ncols=columns, frameon=False)
     figure.subplots_adjust(left=0.54 / figure.get_figwidth(), right=0.985, bottom=0.17, top=0.8, wspace=0.18)
     return figure
 

@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from core.rows import Row
+from mirasol.cost.fits import MOST
 from report import tables as report
 from report.console import Table
 
 SUITE = "savings"
 EVERYTHING, CHUNKED, CHUNKED_TTM = "everything at once", "chunks + Transformer", "chunks + TTM"
+POOLED, RESAMPLED = "everything at once, pooled", "everything at once, Perceiver"
+MODELS = {
+    EVERYTHING: "everything",
+    POOLED: "pooled",
+    RESAMPLED: "Perceiver",
+    CHUNKED: "Transformer",
+    CHUNKED_TTM: "TTM",
+}
+"""What is compared, and the word that heads its column."""
 TTM_ALONE = "TTM"
 PRUNED, UNPRUNED = "last m only", "all, then slice"
 PUBLISHED = 18.0
 """Percent of compute that the TTM Combiner saves, as published for Mirasol3B without the setting."""
 MISSING = Row("", "", "", status="–")
+ABOUT_MODELS = (
+    "everything, pooled, Perceiver: the whole clip at once in one Transformer, all its tokens or what these leave; "
+    f"Transformer, TTM: {CHUNKED}, {CHUNKED_TTM}"
+)
 
 
 def tables(rows: list[Row]) -> list[Table]:
-    """Work, shares of TTM, every Combiner, pruning, attention, and the sweep; those that have rows."""
+    """Work, memory and time of all models, shares of TTM, every Combiner, pruning, attention; those that have rows."""
     drawn = [
         _work(rows),
+        _step_work(rows),
+        _step_memory(rows),
+        _texts(rows),
         _shares(rows),
         _every_combiner(rows),
+        *(_footprint(case) for case in grouped(rows, "memory ").values()),
+        _measured(rows),
         _pruning(rows),
         _attention(rows),
-        _times(rows),
-        _memory(rows),
+        _times(rows, "time ", "one forward pass of one clip"),
+        _times(rows, "batch ", "one forward pass of several clips"),
+        _times(rows, "step ", "one training step: forward, backward, AdamW"),
+        _peaks(rows),
     ]
     found = [table for table in drawn if table.rows]
     failures = report.troubles(rows)
@@ -48,8 +69,7 @@ def headline(rows: list[Row]) -> str:
         if prefix == "work ":
             parts.append(f"{report.percent(saving(everything.flops, ttm.flops))} fewer FLOPs {where}")
         else:
-            memory = report.percent(saving(everything.peak_bytes, ttm.peak_bytes))
-            parts.append(f"{report.ratio(ttm.speedup)} the speed with {memory} less memory {where}")
+            parts.append(f"{report.ratio(ttm.speedup)} the speed {where}")
     return f"{CHUNKED_TTM} against {EVERYTHING}: {'; '.join(parts)}" if parts else ""
 
 
@@ -67,7 +87,7 @@ def grouped(rows: Iterable[Row], prefix: str) -> dict[str, dict[str, Row]]:
     """Rows of the cases whose name begins so: case -> implementation -> row."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
-        if row.case.startswith(prefix):
+        if row.impl and row.case.startswith(prefix):  # else the case raised, and has nothing to show
             found.setdefault(row.case, {})[row.impl] = row
     return found
 
@@ -80,29 +100,58 @@ def _preset(rows: list[Row], prefix: str) -> str:
     return next((row.shape for row in rows if row.case.startswith(prefix)), "")
 
 
-def _work(rows: list[Row]) -> Table:
+def _of_models(
+    rows: list[Row], prefix: str, key: str, value: Callable[[Row], float | None], show: Callable[[float | None], str]
+) -> tuple[list[str], list[list[str]]]:
+    """Columns and lines: `value` of every model, and what TTM saves of the others'."""
     lines = []
-    for case in grouped(rows, "work ").values():
-        a, b, c = _of(case, EVERYTHING, CHUNKED, CHUNKED_TTM)
+    for case in grouped(rows, prefix).values():
+        values = [value(row) if row is not MISSING else None for row in _of(case, *MODELS)]
         known = next(iter(case.values()))
-        exact = all(row.flops == row.flops_model for row in case.values())
-        lines.append(
-            [
-                str(known.detail["frames"]),
-                *(report.scaled(row.flops) for row in (a, b, c)),
-                report.percent(saving(a.flops, b.flops)),
-                report.percent(saving(a.flops, c.flops)),
-                report.percent(saving(b.flops, c.flops)),
-                "equal" if exact else "DIFFER",
-            ]
-        )
-    models = ["(a) everything", "(b) Transformer", "(c) TTM"]
-    columns = ["frames", *models, "b saves of a", "c of a", "c of b", "cost model"]
+        saved = [report.percent(saving(other, values[-1])) for other in values[:-1]]
+        lines.append([str(known.detail[key]), *map(show, values), *saved])
+    words = list(MODELS.values())
+    return [*words, f"TTM saves of {words[0]}", *(f"of {word}" for word in words[1:-1])], lines
+
+
+def _work(rows: list[Row]) -> Table:
+    columns, lines = _of_models(rows, "work ", "frames", lambda row: row.flops, report.scaled)
+    for line, case in zip(lines, grouped(rows, "work ").values(), strict=True):
+        line.append("equal" if all(row.flops == row.flops_model for row in case.values()) else "DIFFER")
     notes = [
-        f"(a) {EVERYTHING} in one Transformer; (b) {CHUNKED} Combiner, all earlier chunks; (c) {CHUNKED_TTM} Combiner",
+        ABOUT_MODELS,
         "counted by torch.utils.flop_counter as the model runs, and by the analytic cost model (mirasol.cost)",
     ]
-    return Table(f"FLOPs of one forward pass of one clip: preset {_preset(rows, 'work ')}", columns, lines, notes=notes)
+    title = f"FLOPs of one forward pass of one clip: preset {_preset(rows, 'work ')}"
+    return Table(title, ["frames", *columns, "cost model"], lines, notes=notes)
+
+
+def _step_work(rows: list[Row]) -> Table:
+    columns, lines = _of_models(rows, "work ", "frames", lambda row: row.detail["step_flops"], report.scaled)
+    notes = ["three forward passes, the losses' heads included, by the cost model; what is checkpointed counts once"]
+    title = f"FLOPs of one training step with one clip: preset {_preset(rows, 'work ')}"
+    return Table(title, ["frames", *columns], lines, notes=notes)
+
+
+def _step_memory(rows: list[Row]) -> Table:
+    """The same lengths twice: blocks kept, and checkpointed."""
+    lines, columns = [], []
+    for name, key in (("kept", "step_bytes"), ("checkpointed", "checkpointed_bytes")):
+        columns, found = _of_models(rows, "work ", "frames", lambda row, key=key: row.detail[key], gigabytes)  # type: ignore[misc]
+        lines += [[line[0], name, *line[1:]] for line in found]
+    notes = [
+        "predicted: the most that a step holds beside weights and AdamW's moments, gradients included; bfloat16 by "
+        "autocast; within 12 % of what PyTorch allocates, measured below"
+    ]
+    title = f"Peak memory of one training step with one clip: preset {_preset(rows, 'work ')}"
+    return Table(title, ["frames", "blocks", *columns], lines, 2, notes)
+
+
+def _texts(rows: list[Row]) -> Table:
+    columns, lines = _of_models(rows, "text of ", "text_tokens", lambda row: row.flops, report.scaled)
+    frames = next((row.detail["frames"] for row in rows if row.case.startswith("text of ")), "")
+    notes = ["342 tokens: 256 words in subwords, as elsewhere; 1450: as many words in bytes"]
+    return Table(f"The same forward pass, {frames} frames, by tokens of text", ["tokens", *columns], lines, notes=notes)
 
 
 def _shares(rows: list[Row]) -> Table:
@@ -141,35 +190,98 @@ def _every_combiner(rows: list[Row]) -> Table:
         ttm = case.get(TTM_ALONE, MISSING)
         for row in case.values():
             alone, ttm_alone = row.detail.get("combiner_flops"), ttm.detail.get("combiner_flops")
+            parameters = row.detail.get("parameters", {})
             lines.append(
                 [
                     str(row.detail["frames"]),
                     row.impl,
                     row.detail["sees"],
-                    report.scaled(row.flops),
+                    report.scaled(parameters.get("combiner")),
+                    report.scaled(sum(parameters.values()) or None),
                     report.scaled(alone),
-                    report.percent(100 * alone / row.flops if alone is not None and row.flops else None),
-                    report.ratio(row.flops / ttm.flops if row.flops and ttm.flops else None),
+                    report.scaled(row.flops),
+                    report.scaled(row.detail.get("step_flops")),
                     report.ratio(alone / ttm_alone if alone is not None and ttm_alone else None),
+                    report.ratio(row.flops / ttm.flops if row.flops and ttm.flops else None),
+                    report.percent(saving(row.flops, ttm.flops)),
                 ]
             )
-    columns = [
-        "frames",
-        "Combiner",
-        "sees",
-        "whole model",
-        "Combiner",
-        "its share",
-        "whole of TTM's",
-        "Combiner of TTM's",
-    ]
+    columns = ["frames", "Combiner", "sees", "parameters", "in all", "Combiner", "whole model", "training step"]
+    columns += ["Combiner of TTM's", "whole of TTM's", "TTM saves"]
     notes = [
-        "counted, and equal to the cost model; below 1x: costs less than TTM",
+        "FLOPs of a forward pass, counted and equal to the cost model; of a step: three forward passes with the losses",
+        "below 1x, and less than 0 % saved: costs less than TTM",
         "pooling and one layer over one chunk cost a whole model about what TTM does; unlike them it remembers",
         "operations alone: what the models learn is not compared here",
     ]
-    title = f"FLOPs of one forward pass with every Combiner: preset {_preset(rows, 'every Combiner ')}"
+    title = f"FLOPs and parameters with every Combiner: preset {_preset(rows, 'every Combiner ')}"
     return Table(title, columns, lines, 3, notes)
+
+
+def _footprint(case: dict[str, Row]) -> Table:
+    """Memory of a step and of a stream with every Combiner, and the longest clips that fit."""
+    known = next(iter(case.values()))
+    gpus = list(known.detail["trained"])
+    lines = []
+    for row in case.values():
+        detail, stream = row.detail, row.detail.get("stream")
+        lines.append(
+            [
+                row.impl,
+                report.scaled(detail["parameters"]),
+                gigabytes(detail["step_bytes"]),
+                gigabytes(detail["checkpointed_bytes"]),
+                *(_frames(chunks, row) for gpu in gpus for chunks in detail["trained"][gpu]),
+                megabytes(stream["bounded"]) if stream else "cannot stream",
+                megabytes(stream["combiner_bounded"]) if stream else "",
+                megabytes(stream["a_chunk"]) if stream else "",
+                megabytes(stream["combiner_a_chunk"]) if stream else "",
+                *(_hours(detail["streamed"][gpu], row) if stream else "" for gpu in gpus),
+            ]
+        )
+    columns = ["Combiner", "parameters", f"step, {known.detail['frames']} frames", "checkpointed"]
+    columns += [name for gpu in gpus for name in (f"longest, {gpu}", "checkpointed")]
+    columns += ["stream, windows", "its Combiner", "a chunk adds", "to its Combiner"]
+    columns += [f"longest stream, {gpu}" for gpu in gpus]
+    notes = [
+        "all of it predicted by the cost model, in bfloat16: nothing on this table was measured on a GPU",
+        "step: beside weights and AdamW's moments, one clip; longest: frames of the clip that can be trained on",
+        "stream, windows: state of a stream whose parts see the last 64 chunks: constant, however long it runs",
+        "a chunk adds: to a stream that remembers everything; the keys and values behind the Combiner grow with each",
+        "longest stream: that remembers everything; what it keeps doubles its room when it is full: powers of 2",
+    ]
+    return Table(f"Memory of training and streaming: preset {known.shape}", columns, lines, notes=notes)
+
+
+def _frames(chunks: int, row: Row) -> str:
+    return f"{chunks * row.detail['frames_per_chunk']}" if chunks else "none"
+
+
+def _hours(chunks: int, row: Row) -> str:
+    if not chunks:
+        return "none"
+    return "any" if chunks >= MOST else f"{chunks * row.detail['seconds_per_chunk'] / 3600:.2g} h"
+
+
+def _measured(rows: list[Row]) -> Table:
+    case = grouped(rows, "measured memory").get("measured memory", {})
+    lines = []
+    for name, row in case.items():
+        again = case.get(f"{name}, checkpointed")
+        if again is None:
+            continue
+        cells = [name]
+        for one in (row, again):
+            predicted = one.detail["predicted_bytes"]
+            over = report.percent(100 * (predicted / one.peak_bytes - 1) if one.peak_bytes else None)
+            cells += [report.mebibytes(one.peak_bytes), report.mebibytes(predicted), over]
+        kept, said = row.detail.get("stream_bytes"), row.detail.get("stream_predicted")
+        lines.append([*cells, report.mebibytes(kept), "equal" if kept == said else "DIFFER"])
+    columns = ["Combiner", "kept, measured", "predicted", "off by", "checkpointed, measured", "predicted", "off by"]
+    columns += ["stream, measured", "predicted"]
+    notes = ["the most that forward and backward hold beside weights, by PyTorch's allocator; float32"]
+    title = f"The cost model of memory against what is allocated: preset {_preset(rows, 'measured memory')}"
+    return Table(title, columns, lines, notes=notes)
 
 
 def _between(depths: list[Row], ttm: Row) -> str:
@@ -244,42 +356,50 @@ def _attention(rows: list[Row]) -> Table:
     )
 
 
-def _times(rows: list[Row]) -> Table:
+def _times(rows: list[Row], prefix: str, what: str) -> Table:
     lines = []
-    for case in grouped(rows, "time ").values():
-        a, b, c = _of(case, EVERYTHING, CHUNKED, CHUNKED_TTM)
+    for case in grouped(rows, prefix).values():
+        models = _of(case, *MODELS)
         known = next(iter(case.values()))
-        b_over_c = c.speedup / b.speedup if b.speedup and c.speedup else None
+        ttm = models[-1].speedup
+        ratios = [ttm / row.speedup if ttm and row.speedup else None for row in models[:-1]]
         lines.append(
             [
-                str(known.detail["frames"]),
-                *(report.time_range(row) for row in (a, b, c)),
-                *(report.ratio(value) for value in (b.speedup, c.speedup, b_over_c)),
+                f"{known.detail['frames']} x {known.detail.get('clips', 1)}",
+                *(report.time_range(row) for row in models),
+                *map(report.ratio, ratios),
                 str(max(row.n for row in case.values())),
             ]
         )
-    columns = ["frames", "(a) ms (p20–p80)", "(b) ms", "(c) ms", "a / b", "a / c", "b / c", "n"]
-    device = next((f"{row.device}, {row.dtype}" for row in rows if row.case.startswith("time ")), "")
+    words = list(MODELS.values())
+    columns = ["frames x clips", f"{words[0]} (p20–p80)", *words[1:], *(f"{word} / TTM" for word in words[:-1]), "n"]
+    device = next((f"{row.device}, {row.dtype}" for row in rows if row.case.startswith(prefix)), "")
     notes = [
-        "every ratio from one process, on the same clip, in turns, n rounds; the encoders, alike in all, are included"
+        "every ratio from one process, on the same clips, in turns, n rounds; the encoders, alike in all, are included"
     ]
-    title = f"Time of one forward pass of one clip: preset {_preset(rows, 'time ')}; {device}"
-    return Table(title, columns, lines, notes=notes)
+    return Table(f"Time of {what}: preset {_preset(rows, prefix)}; {device}", columns, lines, notes=notes)
 
 
-def _memory(rows: list[Row]) -> Table:
+def _peaks(rows: list[Row]) -> Table:
+    """What the steps that were timed held."""
     lines = []
-    for case in grouped(rows, "time ").values():
-        models = _of(case, EVERYTHING, CHUNKED, CHUNKED_TTM)
+    for case in grouped(rows, "step ").values():
+        models = _of(case, *MODELS)
         known = next(iter(case.values()))
-        a, b, c = (row.peak_bytes for row in models)
-        lines.append(
-            [
-                str(known.detail["frames"]),
-                *(report.mebibytes(size) for size in (a, b, c)),
-                *(report.ratio(a / size) if a and size else "–" for size in (b, c)),
-            ]
-        )
-    columns = ["frames", "(a) everything", "(b) Transformer", "(c) TTM", "a / b", "a / c"]
-    notes = ["beyond weights and the clip itself; counted from PyTorch's allocator, exact"]
-    return Table(f"Peak memory of the same forward pass: preset {_preset(rows, 'time ')}", columns, lines, notes=notes)
+        cells = []
+        for row in models:
+            predicted = row.detail.get("predicted_bytes")
+            both = f" ({report.mebibytes(predicted)})" if predicted else ""
+            cells.append(f"{report.mebibytes(row.peak_bytes)}{both}")
+        lines.append([f"{known.detail['frames']} x {known.detail['clips']}", *cells])
+    notes = ["beside weights, AdamW's moments and the clips; from PyTorch's allocator, exact; predicted in brackets"]
+    title = f"Peak memory of the same training steps: preset {_preset(rows, 'step ')}"
+    return Table(title, ["frames x clips", *MODELS.values()], lines, notes=notes)
+
+
+def gigabytes(value: float | None) -> str:
+    return "–" if value is None else f"{report.number(value / 1e9)} GB"
+
+
+def megabytes(value: float | None) -> str:
+    return "–" if value is None else f"{report.number(value / 1e6)} MB"
