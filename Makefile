@@ -53,6 +53,14 @@ $(NEWEST)/.ready: $(READY) constraints-newest.txt
 	$(BIN)/python -m pip install -q --no-deps --target $(NEWEST) -r constraints-newest.txt
 	touch $@
 
+# Renew tests/figures.json, what key paths cost: every change is held against it, and what changes in it is for the review.
+figures: $(READY) $(NEWEST)/.ready
+	rm -f tests/figures.json
+	TRITON_INTERPRET=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest --renew-figures tests/guards
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest --renew-figures tests/aot/test_paths_aot.py
+	TRITON_INTERPRET=0 PYTHONPATH=$(NEWEST) $(BIN)/python -m pytest --renew-figures tests/aot/test_paths_aot.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --renew-figures tests/emulator -k "test_what_a_path or test_what_a_clip"
+
 test-interpreted: $(INTERPRETED)
 
 interpreted-operators: $(READY)

@@ -9,6 +9,8 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 import pytest
 
+from figures import check, renew
+
 NOT_TESTED = pytest.StashKey[dict[str, str]]()
 
 
@@ -21,6 +23,16 @@ def skip_loudly(request: pytest.FixtureRequest):
         pytest.skip(f"{what}: {why}")
 
     return skip
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--renew-figures", action="store_true", help="write tests/figures.json anew (`make figures`)")
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest):
+    """Hold counted figures against those that were reviewed: see `figures.py`."""
+    return renew if request.config.getoption("--renew-figures") else check
 
 
 @pytest.fixture(autouse=True)

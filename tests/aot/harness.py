@@ -135,7 +135,7 @@ class Driver:
         return type_name
 
 
-class _RunImplementations(TorchDispatchMode):
+class RunImplementations(TorchDispatchMode):
     """Operators of this project run their implementation on meta tensors: host code and launches, no arithmetic."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -181,7 +181,7 @@ def compile_only(target: str) -> Iterator[list[Kernel]]:
     driver.set_active(Driver(target))
     JITFunction.run = record
     try:
-        with _RunImplementations():
+        with RunImplementations():
             yield seen
     finally:
         JITFunction.run = run

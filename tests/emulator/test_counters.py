@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
 from torch import Tensor
 
+from emulator.counted import counted
 from emulator.device import Launches, emulated
 from emulator.machine import Counters
 from emulator.proof import TARGETS
@@ -55,6 +57,7 @@ CASES: dict[str, Callable[[], Tensor]] = {
 }
 
 
+@cache
 def count(target: str, name: str) -> Launches:
     """Launches of forward and backward."""
     multiprocessors = 1 if "attention" in name else 132  # so few queries would else be split over their keys
@@ -110,3 +113,9 @@ def test_launches_of_a_chunk() -> None:
         ttm_scan(values(1, S, D), chunks, learners[0], torch.tanh, learners[1], backend="triton")
     names = [launch.name for launch in launches]
     assert names.count("pool_fwd_kernel") == 2 * chunks.shape[1], names
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_a_path_executes_and_moves(target: str, name: str, figures) -> None:
+    figures(f"emulated {target}: {name}", counted(count(target, name)))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
+from emulator.counted import counted
 from emulator.proof import TARGETS
 from emulator.tubes import emulated, find_nvcc
 from mirasol.kernels import Tube, extract_tubes
@@ -91,3 +93,14 @@ def test_what_the_emulator_raises_reaches_the_caller(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("emulator.machine.Kernel.launch", lambda *args, **kwargs: 1 / 0)
     with emulated("sm_90"), pytest.raises(ZeroDivisionError):
         run(torch.randn(1, 16, 32, 48, 3), EVEN, torch.float32)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_what_a_clip_moves(target: str, figures: Callable[..., None]) -> None:
+    """Kernels in unnamed namespaces have other names in every run."""
+    with emulated(target, count=True) as launches:
+        run(torch.zeros(1, 8, 64, 64, 3, dtype=torch.bfloat16), EVEN, torch.bfloat16)
+    names = [f"extract_tubes {'forward' if 'extract' in launch.name else 'backward'}" for launch in launches]
+    assert names == ["extract_tubes forward", "extract_tubes backward"]
+    named = [replace(launch, name=name) for launch, name in zip(launches, names, strict=True)]
+    figures(f"emulated {target}: extract_tubes", counted(named))
