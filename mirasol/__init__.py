@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mirasol.config import Config as Config
+    from mirasol.embedded import EMBEDDED as EMBEDDED
     from mirasol.encoders.mel import LogMel as LogMel
     from mirasol.losses import Losses as Losses
     from mirasol.media import Clip as Clip
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "config",
+    "EMBEDDED": "embedded",
     "Losses": "losses",
     "Clip": "media",
     "load": "media",

@@ -1,17 +1,18 @@
-"""mirasol: train a model on questions about clips, measure it, ask it.
+"""mirasol: ask a model about clips and streams; train one of your own on questions about clips, and measure it.
 
-  python -m mirasol train questions.csv --preset small --out run/
-  python -m mirasol evaluate run/ questions-test.csv
-  python -m mirasol ask run/ clip.mp4 "What colour did the last object have?"
-  python -m mirasol stream run/ /dev/video0               watch a camera, a server or a file, and ask meanwhile
-  python -m mirasol demo run/                             a web page: watch a clip or a camera, ask meanwhile
+  python -m mirasol world clip.mp4 --seed 7               write a clip to ask about, and print questions with answers
+  python -m mirasol ask clip.mp4 "What colour did the last object have?"
+  python -m mirasol stream /dev/video0                    watch a camera, a server or a file, and ask meanwhile
+  python -m mirasol demo                                  a web page: watch a clip or a camera, ask meanwhile
 
-  python -m mirasol worlds set/                           write a generated set to try this with
-  python -m mirasol world clip.mp4 --seed 7               write one such clip, and print what can be asked about it
+  python -m mirasol worlds set/                           write a generated set to learn from
+  python -m mirasol train set/questions.csv --preset small --out run/
+  python -m mirasol evaluate set/questions-test.csv --run run/
   python -m mirasol shards questions.csv shards/          pack the clips of a table into archives
   python -m mirasol features run/ questions.csv cache/    keep what frozen encoders make of them
 
-Each has its --help. A table is a file, a folder of shards, or a published set as NAME:SPLIT:FOLDER:VIDEOS, such as
+Without --run a small model answers that comes with the package and knows its own generated world only. Each command has
+its --help. A table is a file, a folder of shards, or a published set as NAME:SPLIT:FOLDER:VIDEOS, such as
 nextqa-mc:val:dataset:videos; the others are msrvtt-qa, activitynet-qa, nextqa-oe, vggsound and epic-sounds.
 `torchrun --nproc-per-node 8 -m mirasol train ...` trains on 8 GPUs. After a mistake there is one line and exit code 2;
 with --debug also where it was found.
@@ -19,6 +20,7 @@ with --debug also where it was found.
 
 import ast
 import inspect
+import shlex
 import sys
 import typing
 from collections.abc import Callable, Sequence
@@ -70,16 +72,17 @@ def _train(arguments: list[str]) -> None:
 
 
 def _evaluate(arguments: list[str]) -> None:
+    from mirasol.embedded import EMBEDDED
     from mirasol.evaluation.options import EvaluateOptions
 
-    def evaluate(run: Path, table: Path, more: EvaluateOptions = EvaluateOptions()) -> None:  # noqa: B008
+    def evaluate(table: Path, run: Path = EMBEDDED, more: EvaluateOptions = EvaluateOptions()) -> None:  # noqa: B008
         """Let a model answer a table of questions about clips, and measure how well it does.
 
         An example with choices is answered by the likeliest of them, others freely, or by a class with --classes.
 
         Args:
-            run: folder of the model, as training leaves it.
             table: table of questions, or folder of shards.
+            run: folder of the model, as training leaves it; default: the model in the package.
             more: how clips are answered, and what is written.
         """
         from mirasol.evaluate import evaluate
@@ -94,12 +97,13 @@ def _evaluate(arguments: list[str]) -> None:
 
 
 def _ask(arguments: list[str]) -> None:
+    from mirasol.embedded import EMBEDDED
     from mirasol.evaluation.options import AnswerOptions
 
     def ask(
-        run: Path,
         clip: Path,
         question: str,
+        run: Path = EMBEDDED,
         start: float | None = None,
         end: float | None = None,
         choices: tuple[str, ...] = (),
@@ -108,9 +112,9 @@ def _ask(arguments: list[str]) -> None:
         """Ask a model one question about one clip.
 
         Args:
-            run: folder of the model, as training leaves it.
             clip: media file.
             question: what is asked.
+            run: folder of the model, as training leaves it; default: the model in the package.
             start: seconds from which on the clip is looked at.
             end: seconds up to which the clip is looked at.
             choices: answer with the likeliest of these.
@@ -124,15 +128,16 @@ def _ask(arguments: list[str]) -> None:
 
 
 def _stream(arguments: list[str]) -> None:
+    from mirasol.embedded import EMBEDDED
     from mirasol.streaming.options import StreamOptions
 
-    def stream(run: Path, source: str, more: StreamOptions = StreamOptions()) -> None:  # noqa: B008
+    def stream(source: str, run: Path = EMBEDDED, more: StreamOptions = StreamOptions()) -> None:  # noqa: B008
         """Watch and listen for as long as it lasts, in bounded memory. A line typed meanwhile is a question.
 
         Args:
-            run: folder of the model, as training leaves it.
             source: media file; camera (/dev/video0); URL (rtsp, rtmp, http, https, srt, tcp, udp); or - for a pipe, as
                 from ffmpeg.
+            run: folder of the model, as training leaves it; default: the model in the package.
             more: what is kept and shown.
         """
         from mirasol.streaming.terminal import watch
@@ -144,12 +149,13 @@ def _stream(arguments: list[str]) -> None:
 
 def _demo(arguments: list[str]) -> None:
     from mirasol.demo.options import DemoOptions
+    from mirasol.embedded import EMBEDDED
 
-    def demo(run: Path, more: DemoOptions = DemoOptions()) -> None:  # noqa: B008
+    def demo(run: Path = EMBEDDED, more: DemoOptions = DemoOptions()) -> None:  # noqa: B008
         """Serve a web page on which a model watches and listens to a clip or a camera, and answers meanwhile.
 
         Args:
-            run: folder of the model, as training leaves it.
+            run: folder of the model, as training leaves it; default: the model in the package.
             more: how the page is served, and what a stream keeps.
         """
         from mirasol.demo.serve import open_page
@@ -199,23 +205,36 @@ def _worlds(arguments: list[str]) -> None:
 
 
 def _world(arguments: list[str]) -> None:
-    def world(clip: Path, seed: int = 0, chunks: int = 16, events: int | None = None, preset: str = "tiny") -> None:
-        """Write one clip as those of `worlds` are, and print a question of each type about it with its answer.
+    from mirasol.embedded import EMBEDDED
+
+    def world(
+        clip: Path, seed: int = 7, chunks: int | None = None, events: int | None = None, run: Path = EMBEDDED
+    ) -> None:
+        """Write one clip such as a model has learned from, and print commands that ask about it, one of each type of
+        question, each above the true answer.
 
         Args:
             clip: media file to write.
             seed: of what happens.
-            chunks: that it lasts.
-            events: that follow each other; default: half as many as chunks.
-            preset: of the models that a chunk and a picture are made for.
+            chunks: that it lasts; default: as in the world that the model has learned, if its folder tells, else 16.
+            events: that follow each other; default: likewise, else half as many as chunks.
+            run: folder of the model that is asked; default: the model in the package.
         """
-        from mirasol.config import Config
-        from mirasol.data.worlds import Look, write_world
+        from mirasol.data.worlds import write_world
+        from mirasol.embedded import learned_world
+        from mirasol.evaluation.options import AnswerOptions
 
-        for question, answer in write_world(
-            clip, seed, chunks=chunks, events=events, look=Look.of(Config.preset(preset))
-        ):
-            print(question, answer)
+        told = learned_world(run)
+        if chunks is not None:
+            told |= dict(chunks=chunks, events=None)
+        if events is not None:
+            told |= dict(events=events)
+        more = [] if run == EMBEDDED else ["--run", str(run)]
+        if told["chunks"] > AnswerOptions.max_chunks:
+            more += ["--max-chunks", str(told["chunks"])]
+        for question, answer in write_world(clip, seed, **told):
+            print(shlex.join(["python", "-m", "mirasol", "ask", str(clip), question, *more]))
+            print(f"    {answer}")
 
     _call("world", world, arguments)
 
@@ -278,10 +297,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 
 def _call(name: str, what: Callable[..., Any], arguments: list[str]) -> Any:
     """Call `what` with the arguments of the command line; a dict is written KEY=VALUE KEY=VALUE."""
-    try:
-        import tyro
-    except ImportError as error:
-        raise ImportError("the command line needs the package tyro: pip install -e '.[train]'") from error
+    import tyro
+
     registry = tyro.constructors.ConstructorRegistry()
 
     @registry.primitive_rule

@@ -63,7 +63,7 @@ def open_browser() -> Iterator[Browser]:
 @contextmanager
 def serve(run: Path, *options: str) -> Iterator[str]:
     """`python -m mirasol demo` in a process of its own; gives its address."""
-    command = [sys.executable, "-m", "mirasol", "demo", str(run), "--port", "0", *options]
+    command = [sys.executable, "-m", "mirasol", "demo", "--run", str(run), "--port", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with subprocess.Popen(command, cwd=ROOT / "tests", env=environment, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None

@@ -317,9 +317,10 @@ def test_the_commands_write_a_set_and_a_clip(tmp_path, capsys):
     assert {line[0] for line in lines[1:-1]} == set(told)
     assert lines[-1] == [str(tmp_path / "set")]
 
-    assert main(["world", "--seed", "7", str(tmp_path / "clip.mp4"), "--chunks", "8"]) == 0
-    printed = capsys.readouterr().out.splitlines()
+    Config.preset("tiny").save(tmp_path / "config.json")
+    assert main(["world", "--seed", "7", str(tmp_path / "clip.mp4"), "--chunks", "8", "--run", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out.splitlines()[1::2]
     again = write_world(tmp_path / "again.mp4", 7, chunks=8)
-    assert printed == [f"{question} {answer}" for question, answer in again]
+    assert printed == [f"    {answer}" for _, answer in again]
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
     assert len(printed) == 13 + 2 * 3

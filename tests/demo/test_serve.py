@@ -9,7 +9,7 @@ from mirasol.tokenizer import ByteTokenizer
 
 def refused(capsys, *arguments: object) -> str:
     capsys.readouterr()
-    assert main(["demo", *map(str, arguments)]) == 2
+    assert main(["demo", "--run", *map(str, arguments)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 
 pytest.importorskip("av")
-pytest.importorskip("tyro")
 
 from clips import write_clip
 from mirasol import ByteTokenizer, Model
@@ -65,9 +64,8 @@ def watch(capsys, *arguments: object) -> list[str]:
 
 def test_each_chunk_is_a_line_with_its_scores(folder, capsys, type_in):
     type_in("")
-    printed = watch(
-        capsys, folder / "run", folder / "clip.mkv", "--question", "What?", "--choices", "a bell", "a horn", "rain"
-    )
+    scored = ["--question", "What?", "--choices", "a bell", "a horn", "rain"]
+    printed = watch(capsys, folder / "clip.mkv", "--run", folder / "run", *scored)
     lines = [LINE.fullmatch(line) for line in printed]
     chunks = [line for line in lines if line]
     assert [int(line[1]) for line in chunks] == list(range(10))
@@ -84,7 +82,7 @@ def test_each_chunk_is_a_line_with_its_scores(folder, capsys, type_in):
 
 def test_a_kind_that_is_missing_is_shown(folder, capsys, type_in):
     type_in("")
-    printed = watch(capsys, folder / "run", folder / "silent.mkv", "--memory", "4", "--sinks", "1")
+    printed = watch(capsys, folder / "silent.mkv", "--run", folder / "run", "--memory", "4", "--sinks", "1")
     chunks = [match for line in printed if (match := LINE.fullmatch(line))]
     assert len(chunks) == 25
     assert {(line[5], line[6]) for line in chunks} == {("▮", "▯")}
@@ -92,7 +90,7 @@ def test_a_kind_that_is_missing_is_shown(folder, capsys, type_in):
 
 def test_what_was_typed_too_early_is_answered(folder, capsys, type_in):
     type_in("What moves?\n\nAnd what sounds?")
-    printed = watch(capsys, folder / "run", folder / "clip.mkv", "--max-new-tokens", "3", "--grow")
+    printed = watch(capsys, folder / "clip.mkv", "--run", folder / "run", "--max-new-tokens", "3", "--grow")
     text = "\n".join(printed)
     assert text.index("> What moves?\n  ") < text.index("> And what sounds?\n  ")
     assert sum(LINE.fullmatch(line) is not None for line in printed) == 10
@@ -111,7 +109,7 @@ def command(*arguments: object, **options) -> subprocess.Popen:
 
 def test_a_question_is_typed_in_the_middle(folder, tmp_path):
     file = write_clip(tmp_path / "long.mkv", seconds=6.0, fps=10, audio_codec="pcm_s16le")
-    with command(folder / "run", file, "--real-time", "--max-new-tokens", 5, stdin=subprocess.PIPE) as process:
+    with command(file, "--run", folder / "run", "--real-time", "--max-new-tokens", 5, stdin=subprocess.PIPE) as process:
         before = [process.stdout.readline().decode() for _ in range(6)]
         process.stdin.write("What moves — and where?\n".encode())
         process.stdin.flush()
@@ -131,7 +129,7 @@ def test_a_question_is_typed_in_the_middle(folder, tmp_path):
 
 
 def test_a_pipe_leaves_no_place_for_questions(folder):
-    with open(folder / "clip.mkv", "rb") as file, command(folder / "run", "-", stdin=file) as process:
+    with open(folder / "clip.mkv", "rb") as file, command("-", "--run", folder / "run", stdin=file) as process:
         printed = process.stdout.read().decode().splitlines()
         assert process.wait(30) == 0, process.stderr.read()
     assert printed[0] == "questions are not read: standard input is the source"
@@ -140,7 +138,7 @@ def test_a_pipe_leaves_no_place_for_questions(folder):
 
 def test_it_is_interrupted_cleanly(folder, tmp_path):
     file = write_clip(tmp_path / "long.mkv", seconds=60.0, fps=2)
-    with command(folder / "run", file, "--real-time", stdin=subprocess.PIPE) as process:
+    with command(file, "--run", folder / "run", "--real-time", stdin=subprocess.PIPE) as process:
         for _ in range(5):
             process.stdout.readline()
         begun = time.monotonic()
@@ -157,19 +155,19 @@ def test_a_mistake_is_one_line(folder, tmp_path, capsys, type_in):
     (tmp_path / "text.mp4").write_text("nothing to see here")
     run, clip = str(folder / "run"), str(folder / "clip.mkv")
     for arguments, message in (
-        ([run, "none.mp4"], "source must be a file, a camera (/dev/video0), - or a URL of rtsp"),
-        ([run, tmp_path / "text.mp4"], "path must be a file that FFmpeg reads"),
-        ([run, "/dev/video99"], "source must be a camera that is there, was '/dev/video99'"),
-        ([run, "gopher://x"], "source must be a file, a device, - or a URL of rtsp"),
-        ([run, "rtsp://127.0.0.1:9/x"], "source must be a stream that can be read, was 'rtsp://127.0.0.1:9/x'"),
-        ([run, clip, "--microphone", "default"], "microphone must be left out, unless source is a camera"),
-        ([run, clip, "--choices", "a", "a"], "choices must differ from one another"),
-        ([run, clip, "--device", "toaster"], "toaster"),
-        (["nowhere", clip], "nowhere"),
+        (["none.mp4"], "source must be a file, a camera (/dev/video0), - or a URL of rtsp"),
+        ([tmp_path / "text.mp4"], "path must be a file that FFmpeg reads"),
+        (["/dev/video99"], "source must be a camera that is there, was '/dev/video99'"),
+        (["gopher://x"], "source must be a file, a device, - or a URL of rtsp"),
+        (["rtsp://127.0.0.1:9/x"], "source must be a stream that can be read, was 'rtsp://127.0.0.1:9/x'"),
+        ([clip, "--microphone", "default"], "microphone must be left out, unless source is a camera"),
+        ([clip, "--choices", "a", "a"], "choices must differ from one another"),
+        ([clip, "--device", "toaster"], "toaster"),
+        ([clip, "--run", "nowhere"], "nowhere"),
     ):
         capsys.readouterr()
         try:
-            code = main(["stream", *map(str, arguments)])
+            code = main(["stream", *map(str, arguments), *(["--run", run] if "--run" not in arguments else [])])
         except SystemExit as end:
             code = end.code
         told = " ".join(capsys.readouterr().err.replace("│", " ").split())
@@ -191,7 +189,7 @@ def test_a_mistake_is_one_line(folder, tmp_path, capsys, type_in):
 )
 def test_an_option_that_cannot_work_is_named(arguments, message, capsys):
     with pytest.raises(SystemExit) as end:
-        main(["stream", "run", "clip.mp4", *arguments])
+        main(["stream", "clip.mp4", *arguments])
     assert end.value.code == 2
     assert message in " ".join(capsys.readouterr().err.replace("│", " ").split())
 

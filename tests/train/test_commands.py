@@ -2,6 +2,8 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import runs
 
 import mirasol
 from mirasol.__main__ import COMMANDS, main
+from mirasol.data.worlds import Look, write_world, write_worlds
 
 ROOT = Path(__file__).parents[2]
 SMALL = [f"{key}={value}" for key, value in {**runs.CONFIG, "image_size": 32, "samples_per_chunk": 6400}.items()]
@@ -26,8 +29,6 @@ def call(capsys, *arguments: object) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    from mirasol.data.worlds import Look, write_worlds
-
     path = tmp_path_factory.mktemp("set") / "set"
     write_worlds(path, clips=6, chunks=4, look=Look(seconds_per_chunk=0.4, frames_per_chunk=2))
     return path
@@ -48,12 +49,60 @@ def test_what_is_trained_on_the_generated_set_learns_and_answers(folder, run, ca
     for name in ("text", "video", "audio"):
         assert losses[-1][name] < losses[0][name], name
     clip, asked = next((folder / "clips").iterdir()), "What pitch did the last sound have?"
-    assert call(capsys, "ask", run, clip, asked, "--choices", "low", "high").strip() in ("low", "high")
-    call(capsys, "ask", run, clip, asked, "--start", "0.5", "--end", "1.5", "--max-new-tokens", "4")
+    assert call(capsys, "ask", clip, asked, "--run", run, "--choices", "low", "high").strip() in ("low", "high")
+    call(capsys, "ask", "--run", run, clip, asked, "--start", "0.5", "--end", "1.5", "--max-new-tokens", "4")
     out = folder.parent / "evaluation"
-    printed = call(capsys, "evaluate", run, folder / "questions-test.csv", "--out", out, "--max-new-tokens", "8")
+    table = folder / "questions-test.csv"
+    printed = call(capsys, "evaluate", table, "--run", run, "--out", out, "--max-new-tokens", "8")
     assert "exact_match" in printed
     assert (out / "report.html").is_file()
+
+
+def test_without_a_run_the_model_in_the_package_is_asked_about_its_own_world(run, capsys, tmp_path, monkeypatch):
+    packaged = shutil.copytree(run, tmp_path / "packaged")
+    look = dict(seconds_per_chunk=0.4, frames_per_chunk=2, size=64, sample_rate=16000)
+    types = ["what-seen", "where"]
+    (packaged / "world.json").write_text(json.dumps(dict(chunks=6, events=2, types=types, look=look)))
+    monkeypatch.setattr("mirasol.embedded.EMBEDDED", packaged)
+    clip = tmp_path / "a clip.mp4"
+    printed = call(capsys, "world", clip, "--seed", "7").splitlines()
+    assert call(capsys, "world", "--seed", "7", clip).splitlines() == printed
+    told = write_world(tmp_path / "again.mp4", 7, chunks=6, events=2, types=types, look=Look(**look))
+    assert clip.read_bytes() == (tmp_path / "again.mp4").read_bytes()
+    assert len(told) == 2
+    assert printed[1::2] == [f"    {answer}" for _, answer in told]
+    for line, (question, _) in zip(printed[::2], told, strict=True):
+        words = shlex.split(line)
+        assert words == ["python", "-m", "mirasol", "ask", str(clip), question]
+        short = ["--max-new-tokens", "4"]
+        answer = call(capsys, *words[3:], *short)
+        assert answer == call(capsys, *words[3:], *short, "--run", run)
+    row = f"clip,question,answer\n{clip},{told[0][0]},{told[0][1]}\n"
+    (tmp_path / "table.csv").write_text(row)
+    call(capsys, "evaluate", tmp_path / "table.csv", "--out", tmp_path / "out", *short)
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["run"] == str(packaged)
+    line = call(capsys, "world", clip, "--run", run, "--chunks", "20").splitlines()[0]
+    assert line.endswith(f" --run {run} --max-chunks 20"), "a folder that tells of no world has its name in the command"
+
+
+def test_what_world_json_cannot_tell_is_named(tmp_path):
+    from mirasol.embedded import learned_world
+
+    right = dict(chunks=6, events=2, types=["where"], look={})
+    for wrong, error, message in (
+        ({**right, "chnks": 3}, ValueError, "world.json must hold chunks, events, look, types, was .*'chnks'"),
+        ({**right, "look": {"size": 31}}, ValueError, "size must be at least 32, was 31"),
+        ({**right, "look": {"sise": 32}}, TypeError, "sise"),
+    ):
+        (tmp_path / "world.json").write_text(json.dumps(wrong))
+        with pytest.raises(error, match=message):
+            learned_world(tmp_path)
+    (tmp_path / "world.json").write_text(json.dumps(right))
+    assert learned_world(tmp_path) == {**right, "look": Look()}
+    with pytest.raises(
+        ValueError, match=r"types must name types of questions that the clip can be asked, was .*whither"
+    ):
+        write_world(tmp_path / "clip.mp4", types=("whither",))
 
 
 def test_shards_and_features_stand_in_for_media_files(folder, run, capsys, tmp_path):
@@ -71,7 +120,8 @@ def test_shards_and_features_stand_in_for_media_files(folder, run, capsys, tmp_p
     assert main([str(argument) for argument in [*fine, "video_vit"]]) == 2
     message = "freeze must hold video_embedding audio_embedding audio_vit with features, was ('video_vit',)"
     assert message in capsys.readouterr().err
-    call(capsys, "evaluate", run, tmp_path / "shards", "--out", tmp_path / "evaluation", "--max-new-tokens", "2")
+    more = ["--run", run, "--out", tmp_path / "evaluation", "--max-new-tokens", "2"]
+    call(capsys, "evaluate", tmp_path / "shards", *more)
 
 
 def test_a_mistake_is_one_line(folder, run, tmp_path, capsys, monkeypatch):
@@ -93,11 +143,13 @@ def test_a_mistake_is_one_line(folder, run, tmp_path, capsys, monkeypatch):
         (["train", table, "--init", tmp_path], "must be a folder with config.json"),
         (["train", "gone.csv", *tiny], "1 clips in a row cannot be read: none.mp4 (FileNotFoundError: clip must be"),
         (["train", "gone.csv", "--preset", "tiny", "--workers", "1"], "mirasol train: 1 clips in a row cannot be read"),
-        (["evaluate", run, "none.csv"], "path must be a table, was 'none.csv': no such file"),
-        (["evaluate", "nowhere", table], "'nowhere'"),
-        (["ask", run, "none.mp4", "What?"], "clip must be a media file, was 'none.mp4': no such file"),
-        (["ask", run, "bad.csv", "What?"], "was 'bad.csv'"),
-        (["ask", run, clip, "What?", "--start", "9"], "start must lie before the end of"),
+        (["evaluate", "none.csv", "--run", run], "path must be a table, was 'none.csv': no such file"),
+        (["evaluate", table, "--run", "nowhere"], "'nowhere'"),
+        (["ask", "none.mp4", "What?", "--run", run], "clip must be a media file, was 'none.mp4': no such file"),
+        (["ask", "bad.csv", "What?", "--run", run], "was 'bad.csv'"),
+        (["ask", clip, "What?", "--run", run, "--start", "9"], "start must lie before the end of"),
+        (["world", "clip.mp4", "--run", "nowhere"], "folder must hold config.json, was 'nowhere', which holds none"),
+        (["world", "clip.mp4", "--run", run, "--events", "99"], "events must be at most chunks = 16, was 99"),
         (["worlds", tmp_path], "folder must be new, or one of an earlier set"),
         (["shards", "none.csv", "out"], "path must be a table, was 'none.csv': no such file"),
         (["features", "nowhere", table, "out"], "'nowhere'"),
@@ -126,7 +178,7 @@ def test_an_error_of_our_own_keeps_its_traceback(monkeypatch):
 def test_help_is_quick_and_waits_for_no_torch():
     code = "import sys; from mirasol.__main__ import main; main({}); print('torch' in sys.modules)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
-    for arguments, expected in ((["--help"], "python -m mirasol ask run/ clip.mp4"), (["train", "--help"], "--lr-of")):
+    for arguments, expected in ((["--help"], "python -m mirasol ask clip.mp4"), (["train", "--help"], "--lr-of")):
         began = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-m", "mirasol", *arguments], capture_output=True, text=True, env=environment, check=True
@@ -187,7 +239,7 @@ def test_the_default_preset_is_small(tmp_path):
 def test_groups_without_examples_are_shown_as_such(monkeypatch, capsys):
     metrics = {"accuracy": {"all": {"value": 0.5, "count": 2}, "how": {"value": None, "count": 0}}}
     monkeypatch.setattr("mirasol.evaluate.evaluate", lambda *_: {"metrics": metrics})
-    assert main(["evaluate", "run", "table.csv"]) == 0
+    assert main(["evaluate", "table.csv"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()[:2]] == [
         ["accuracy", "all", "0.500", "of", "2"],
         ["accuracy", "how", "-", "of", "0"],

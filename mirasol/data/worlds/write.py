@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import random
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -156,6 +157,7 @@ def write_world(
     *,
     chunks: int = 16,
     events: int | None = None,
+    types: Collection[str] | None = None,
     look: Look = Look(),
 ) -> list[tuple[str, str]]:
     """Write one clip, and return a question of each type about it with its answer.
@@ -163,11 +165,13 @@ def write_world(
     Args:
         path: of the file; its suffix names the container.
         seed, chunks, events, look: as for `write_worlds`.
+        types: of the questions; default: all.
     """
     events = _events(chunks, events)
     generator = random.Random(expect_int("seed", seed, minimum=0))
     world = draw_world(generator, chunks, events)
-    pool = list(asks(world, LEARNED))
+    pool = [(ask, key) for ask, key in asks(world, LEARNED) if types is None or ask.type in types]
+    expect(len(pool) > 0, "types", "name types of questions that the clip can be asked", types)
     generator.shuffle(pool)
     one_of_each = {ask.type: (ask, key) for ask, key in pool}
     questions = choose([one_of_each.values()], 1.0, generator)
