@@ -1,1 +1,1 @@
-"""A web page on which a model watches and listens, and answers meanwhile: `python -m mirasol demo RUN`."""
+"""A web page on which a model watches and listens, and answers meanwhile: `python -m mirasol demo`."""

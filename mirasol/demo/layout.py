@@ -37,20 +37,22 @@ class Parts:
     chat: gr.Chatbot
     question: gr.Textbox
     ask: gr.Button
+    suggestion: gr.Dropdown
     status: gr.HTML
     strip: gr.HTML
     figures: gr.HTML
     timer: gr.Timer
 
 
-def lay_out(examples: Sequence[str], receive: Callable[[dict[str, str]], bool]) -> Parts:
+def lay_out(examples: Sequence[str], receive: Callable[[dict[str, str]], bool], note: str) -> Parts:
     """Put everything on the page that is being made.
 
     Args:
         examples: names of clips to offer.
         receive: what the camera's script calls with each piece of its recording.
+        note: what is to be known about the model.
     """
-    gr.Markdown(ABOUT)
+    gr.Markdown(f"{ABOUT} {note}")
     with gr.Row(equal_height=True):
         with gr.Column(scale=5):
             with gr.Tab("Clip"):
@@ -72,13 +74,29 @@ def lay_out(examples: Sequence[str], receive: Callable[[dict[str, str]], bool]) 
             chat = gr.Chatbot(label="Questions and answers", height=390, placeholder=hint, elem_id="chat", **plain)
             with gr.Row():
                 bare: Any = dict(show_label=False, container=False, max_length=1000)
-                hint = "What sounded before the bell?"
+                hint = "What colour did the last object have?"
                 question = gr.Textbox(placeholder=hint, scale=5, elem_id="question", **bare)
                 ask = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="ask")
+            label = "or one that this clip can be asked, with the true answer when it is over"
+            suggestion = gr.Dropdown([], value=None, label=label, visible=False, elem_id="suggestion")
     status = gr.HTML(view.status(None), elem_id="status")
     strip = gr.HTML(view.strip(None), elem_id="strip")
     figures = gr.HTML(view.figures(None), elem_id="figures")
     timer = gr.Timer(TICK, active=False)
     return Parts(
-        clip, example, play, camera, record, stop, start_over, chat, question, ask, status, strip, figures, timer
+        clip,
+        example,
+        play,
+        camera,
+        record,
+        stop,
+        start_over,
+        chat,
+        question,
+        ask,
+        suggestion,
+        status,
+        strip,
+        figures,
+        timer,
     )

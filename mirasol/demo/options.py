@@ -23,7 +23,7 @@ class DemoOptions:
     visitors: int = 4
     """Most pages that watch something at once, each with a stream of its own."""
     examples: Path | None = None
-    """Folder of clips that the page offers."""
+    """Folder of clips that the page offers; default: clips made for the model, where its folder tells of its world."""
     host: str = "127.0.0.1"
     """Address to listen at; 0.0.0.0 for all of the machine's."""
     port: int = 7860

@@ -7,7 +7,7 @@ import binascii
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ import gradio as gr
 from gradio.processing_utils import save_file_to_cache
 
 from mirasol.demo import view
+from mirasol.demo.examples import Offered
 from mirasol.demo.layout import lay_out
 from mirasol.demo.playable import playable
 from mirasol.demo.visitor import NOTHING_SEEN, Visitor
@@ -32,14 +33,15 @@ HALT = "() => document.querySelector('#clip video')?.pause()"
 Item = TypeVar("Item")
 
 
-def build(visitors: Visitors, examples: Mapping[str, Path]) -> gr.Blocks:
+def build(visitors: Visitors, examples: Mapping[str, Offered], note: str = "") -> gr.Blocks:
     """The page.
 
     Args:
         examples: clips to offer, by name.
+        note: what is to be known about the model.
     """
     with gr.Blocks(title="mirasol", analytics_enabled=False, fill_width=True, delete_cache=SWEPT) as page:
-        parts = lay_out(list(examples), _receiver(visitors))
+        parts = lay_out(list(examples), _receiver(visitors), note)
         originals: dict[str, str | Path] = {}  # what is watched, by what is played
 
         def look(visitor: Visitor | None) -> list[Any]:
@@ -67,6 +69,12 @@ def build(visitors: Visitors, examples: Mapping[str, Path]) -> gr.Blocks:
                 return None
             originals[played] = path
             return played
+
+        def take_upload(path: str) -> list[Any]:
+            return [take(path), _suggested(())]
+
+        def take_example(name: str) -> list[Any]:
+            return [take(examples[name].path), _suggested(examples[name].questions)]
 
         def on_tick(request: gr.Request) -> list[Any]:
             return look(find(request))
@@ -114,8 +122,10 @@ def build(visitors: Visitors, examples: Mapping[str, Path]) -> gr.Blocks:
         quiet: Any = dict(show_progress="hidden", api_visibility="private", concurrency_limit=None)
         slow: Any = {**quiet, "show_progress": "full"}
         parts.timer.tick(on_tick, outputs=shown, **quiet)
-        parts.clip.upload(take, parts.clip, parts.clip, **slow)
-        parts.example.input(lambda name: take(examples[name]), parts.example, parts.clip, **slow)
+        taken = [parts.clip, parts.suggestion]
+        parts.clip.upload(take_upload, parts.clip, taken, **slow)
+        parts.example.input(take_example, parts.example, taken, **slow)
+        parts.suggestion.input(None, parts.suggestion, parts.question, js="(question) => question", **quiet)
         parts.play.click(on_play, parts.clip, begun, **quiet).success(None, js=ROLL)
         parts.record.click(on_record, outputs=begun, **quiet).success(None, js=HALT)
         parts.stop.click(on_stop, outputs=begun, js=HALT, **quiet)
@@ -125,6 +135,11 @@ def build(visitors: Visitors, examples: Mapping[str, Path]) -> gr.Blocks:
         gr.on(asked, on_ask, parts.question, written, trigger_mode="multiple", **quiet)
         page.unload(on_leave)
     return page
+
+
+def _suggested(questions: Sequence[tuple[str, str]]) -> gr.Dropdown:
+    choices = [(f"{question} ({answer})", question) for question, answer in questions]
+    return gr.Dropdown(choices, value=None, visible=bool(choices))
 
 
 def _told(mistake: object) -> gr.Error:

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from mirasol.demo.options import DemoOptions
+from mirasol.embedded import WORLD
 
-CLIPS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".ts")
-"""Suffixes of the files that a folder of examples is searched for."""
+LEARNED = "This model has learned from generated clips only: about anything else it guesses."
+"""What the page says of a model whose folder tells of its world."""
 
 
 def open_page(run: str | Path, options: DemoOptions = DemoOptions()) -> tuple[Any, str]:  # noqa: B008
@@ -26,6 +27,7 @@ def open_page(run: str | Path, options: DemoOptions = DemoOptions()) -> tuple[An
     except ImportError as error:
         raise ImportError("the page needs the package gradio: pip install -e '.[demo]'") from error
     from mirasol.demo import layout, page
+    from mirasol.demo.examples import find_examples
     from mirasol.demo.visitor import Visitor
     from mirasol.demo.visitors import Visitors
     from mirasol.evaluation.answer import Answerer
@@ -44,9 +46,8 @@ def open_page(run: str | Path, options: DemoOptions = DemoOptions()) -> tuple[An
     def new_visitor() -> Visitor:
         return Visitor(new_stream, window, sinks, options.max_new_tokens)
 
-    folder = options.examples
-    clips = sorted(path for path in Path(folder).iterdir() if path.suffix.lower() in CLIPS) if folder else []
-    blocks = page.build(Visitors(new_visitor, options.visitors), {path.name: path.resolve() for path in clips})
+    note = LEARNED if (Path(run) / WORLD).is_file() else ""
+    blocks = page.build(Visitors(new_visitor, options.visitors), find_examples(run, options.examples), note)
     system = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]  # Gradio's own come from a server
     _, address, shared = blocks.queue(default_concurrency_limit=None).launch(
         server_name=options.host,

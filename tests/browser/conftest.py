@@ -1,7 +1,10 @@
 """A server with a model that says one sentence, a browser, and pages that must stay free of mistakes."""
 
-from collections.abc import Callable
+import json
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import driver
 import pytest
@@ -68,12 +71,23 @@ def address(run, clip):
 
 
 @pytest.fixture
-def visit(browser, address, request) -> Callable[[], driver.Visit]:
-    """Opens pages. None of them may have had an error or asked another machine for anything."""
+def learned(run, tmp_path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The address of a server whose model's folder tells of its world, and that world."""
+    world: dict[str, Any] = dict(chunks=6, events=2, types=["what-heard", "what-seen"])
+    folder = shutil.copytree(run, tmp_path / "run")
+    (folder / "world.json").write_text(json.dumps({**world, "look": {}}))
+    with driver.serve(folder) as address:
+        yield address, world
+
+
+@pytest.fixture
+def visit(browser, address, request) -> Callable[..., driver.Visit]:
+    """Opens pages, on request those of another server. None of them may have had an error or asked another machine for
+    anything."""
     visits: list[driver.Visit] = []
 
-    def open_page() -> driver.Visit:
-        visits.append(driver.Visit(browser, address))
+    def open_page(where: str = address) -> driver.Visit:
+        visits.append(driver.Visit(browser, where))
         return visits[-1]
 
     yield open_page

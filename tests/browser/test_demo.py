@@ -6,6 +6,8 @@ import pytest
 from driver import ANSWER, MEMORY, QUESTION, SECONDS, VISITORS
 
 from mirasol.config import Config
+from mirasol.data.worlds import write_world
+from mirasol.demo.examples import SEEDS
 
 CHUNK = Config.preset("tiny").seconds_per_chunk
 
@@ -110,6 +112,29 @@ def test_what_is_no_clip_is_refused_in_a_sentence_and_an_example_is_taken_instea
     here.wait_for_player()
     here.page.click("#play")
     here.wait_for_chunk(1)
+
+
+def test_clips_of_the_world_that_a_model_has_learned_come_with_questions(learned, visit, tmp_path):
+    address, world = learned
+    questions = [write_world(tmp_path / "clip.mp4", seed, **world) for seed in SEEDS[:2]]
+    here = visit(address)
+    here.page.get_by_text("learned from generated clips only").wait_for()
+    assert not here.page.locator("#suggestion").is_visible()
+    for seed, asked in zip(SEEDS, questions, strict=False):
+        here.page.click("#example input")
+        here.page.get_by_role("option", name=f"world-{seed}.mp4").click()
+        here.wait_for_player()
+        here.page.get_by_role("option").first.wait_for(state="hidden")
+        here.page.click("#suggestion input")
+        for question, answer in asked:
+            here.page.get_by_role("option", name=f"{question} ({answer})").wait_for()
+    here.page.get_by_role("option", name=asked[1][0]).click()
+    here.page.click("#play")
+    here.wait_for_status("over")
+    assert len(here.chunks()) == world["chunks"]
+    assert here.page.input_value("#question textarea, #question input") == asked[1][0]
+    here.page.click("#ask")
+    here.page.wait_for_selector("#strip .looked-at")
 
 
 def test_each_visitor_has_a_stream_and_who_closes_the_page_makes_room(visit, clip):
