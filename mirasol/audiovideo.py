@@ -28,6 +28,7 @@ class AudioVideoTransformer(nn.Module):
         super().__init__()
         dim = config.av_dim
         self.reach, self.causal, self.mask_ratio = config.reach("av"), config.av_causal, config.mask_ratio
+        self.chunk = config.seconds_per_chunk
         self.slots = nn.Parameter(torch.empty(config.latents_per_chunk, dim))
         self.mask = nn.Parameter(torch.empty(dim))
         self.blocks = nn.ModuleList(
@@ -63,7 +64,7 @@ class AudioVideoTransformer(nn.Module):
         ratio = self.mask_ratio if self.training else 0.0
         masked = torch.rand(combined.shape[:3], device=combined.device) < ratio
         x = torch.where(masked[..., None], self.mask, combined)
-        x = x + self.slots + time_positions(times, dim, combined)
+        x = x + self.slots + time_positions(times, self.chunk, dim, combined)
         x = x.flatten(1, 2)
         k_lengths = lengths * m if lengths is not None else None
         for i, block in enumerate(self.blocks):

@@ -41,9 +41,12 @@ def sequence_positions(start: int, length: int, dim: int, like: Tensor) -> Tenso
     return sincos(points, dim).to(like.dtype)
 
 
-def time_positions(times: Tensor, dim: int, like: Tensor) -> Tensor:
-    """times [B, T] in seconds -> [B, T, 1, dim] in the dtype of `like`: a position for every token of a chunk."""
-    return sincos(times.flatten()[:, None], dim).to(like.dtype).unflatten(0, times.shape)[:, :, None]
+def time_positions(times: Tensor, chunk: float, dim: int, like: Tensor) -> Tensor:
+    """times [B, T] -> [B, T, 1, dim] in the dtype of `like`: a position for every token of a chunk.
+
+    A chunk of so many seconds counts 1, so that neighbours are told apart as well where chunks are short.
+    """
+    return sincos(times.flatten()[:, None] / chunk, dim).to(like.dtype).unflatten(0, times.shape)[:, :, None]
 
 
 Rotary = tuple[Tensor, Tensor]

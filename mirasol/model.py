@@ -423,7 +423,7 @@ class Model(Encoders):
             dim=2,
         )
         if self.config.combiner != "ttm" or self.config.ttm_time_stamps:
-            x = x + time_positions(clips.times, x.shape[-1], x)
+            x = x + time_positions(clips.times, self.config.seconds_per_chunk, x.shape[-1], x)
         combined = self.combiner(x, past.combiner if past else None)
         h = self.audio_video(combined, clips.times, clips.lengths, past.audio_video if past else None)
         if clips.lengths is not None:

@@ -199,6 +199,22 @@ def test_masking_only_in_training():
     assert torch.equal(model.audio_video(combined, times), model.audio_video(combined, times))
 
 
+def test_positions_count_chunks_however_short_these_are():
+    """Time stamps of 1 ms would be lost beside those of 2 s."""
+    latents = []
+    for rate in (16000, 800):
+        torch.manual_seed(0)
+        model = mirasol.Model.from_preset("tiny", combiner="ttm", sample_rate=rate).double().eval()
+        seconds = torch.arange(3.0, dtype=torch.float64)[None] * model.config.seconds_per_chunk
+        generator = torch.Generator().manual_seed(0)
+        features = [
+            torch.randn(1, 3, count, 64, generator=generator, dtype=torch.float64)
+            for count in (model.config.video_tokens, model.config.audio_tokens)
+        ]
+        latents.append(model.encode(video_features=features[0], audio_features=features[1], times=seconds))
+    torch.testing.assert_close(latents[0], latents[1])
+
+
 @pytest.mark.parametrize("target", ["pixels", "features"])
 def test_reconstruction_targets_are_the_next_chunk(target):
     """Only chunk 0 is used to predict when there are two chunks, and only chunk 1 is a target."""
