@@ -29,7 +29,7 @@ from mirasol.data.worlds.spec import (
     draw_world,
 )  # fmt: skip
 from mirasol.data.worlds.wordings import WORDINGS
-from mirasol.data.worlds.write import draw_set, write_clip
+from mirasol.data.worlds.write import draw_set, render, write_clip
 
 LEARN, TEST, HELD, WORDS = TABLES
 
@@ -324,3 +324,29 @@ def test_the_commands_write_a_set_and_a_clip(tmp_path, capsys):
     assert printed == [f"    {answer}" for _, answer in again]
     assert (tmp_path / "clip.mp4").read_bytes() == (tmp_path / "again.mp4").read_bytes()
     assert len(printed) == 13 + 2 * 3
+
+
+def test_some_types_of_questions_only(tmp_path):
+    types = ("what-seen", "heard-ago-2-3")
+    write_worlds(tmp_path / "set", clips=10, chunks=8, types=types)
+    for file in (LEARN, TEST, HELD):
+        assert {row.type for row in read_table(tmp_path / "set" / file)} == set(types)
+    assert json.loads((tmp_path / "set" / "worlds.json").read_text())["types"] == sorted(types)
+    with pytest.raises(ValueError, match="types must name types of questions"):
+        write_worlds(tmp_path / "none", clips=10, chunks=8, types=("what",))
+
+
+def test_a_clip_in_memory_is_what_its_file_shows(tmp_path):
+    import mirasol
+
+    look, world = Look(size=64), draw_world(random.Random(3), 6, 3)
+    pictures, sound = render(world, look)
+    assert pictures.shape == (24, 64, 64, 3) and sound.shape == (6 * 2560,)
+    write_clip(tmp_path / "clip.mp4", world, look)
+    rate = look.sample_rate
+    read = mirasol.load(
+        tmp_path / "clip.mp4", chunks=6, frames_per_chunk=4, size=64, samples_per_chunk=2560, sample_rate=rate
+    )
+    shown = read.video.permute(1, 2, 3, 0).numpy().astype(int)
+    assert abs(shown - pictures).mean() < 10 < abs(shown - pictures[::-1]).mean()
+    assert abs(read.audio.numpy() - sound).mean() < 0.05 < abs(read.audio.numpy() - sound[::-1]).mean()

@@ -19,9 +19,9 @@ from mirasol.media.tracks import _import_av
 
 from .floors import floors
 from .picture import draw_chunk
-from .questions import Question, asks, choose
+from .questions import Ask, Question, asks, choose
 from .sound import play
-from .spec import ALL, HELD_OUT, LEARNED, World, draw_world
+from .spec import ALL, HELD_OUT, LEARNED, Kinds, World, draw_world
 
 TABLES = ("questions.csv", "questions-test.csv", "questions-heldout.csv", "questions-wordings.csv")
 """What is learned from; new clips; new clips about kinds that are held out; the test's questions in new words."""
@@ -83,6 +83,7 @@ def write_worlds(
     chunks: int = 16,
     events: int | None = None,
     per_type: float = 1.0,
+    types: Collection[str] | None = None,
     look: Look = Look(),
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Write mp4 files into `folder`/clips, the `TABLES` of questions about them, and worlds.json.
@@ -96,6 +97,7 @@ def write_worlds(
         chunks: T of a clip, at least 4.
         events: changes of what is seen and heard in a clip, its beginning included; default: T / 2.
         per_type: questions of each type, per clip, as near as the balance of answers allows.
+        types: of the questions that are asked, as the tables tell them; default: all.
         look: how they are rendered.
     Returns:
         the floors of each table, as `mirasol.data.worlds.floors` tells them.
@@ -114,7 +116,7 @@ def write_worlds(
     if others:
         raise FileExistsError(f"folder must be new, or one of an earlier set, was {str(folder)!r} with {others[0]!r}")
     (folder / "clips").mkdir(parents=True, exist_ok=True)
-    worlds, tables = draw_set(clips, seed, chunks=chunks, events=events, per_type=per_type)
+    worlds, tables = draw_set(clips, seed, chunks=chunks, events=events, per_type=per_type, types=types)
     for index, world in enumerate(worlds):
         write_clip(folder / _name(index), world, look)
     measured = {}
@@ -124,6 +126,7 @@ def write_worlds(
             csv.writer(stream).writerows([COLUMNS, *rows])
         measured[file] = floors(worlds, questions)
     settings: dict[str, Any] = dict(clips=clips, seed=seed, chunks=chunks, events=events, per_type=per_type)
+    settings |= {"types": types if types is None else sorted(types)}
     held_out = {sense: [" ".join(kind) for kind in kinds] for sense, kinds in asdict(HELD_OUT).items()}
     told = settings | asdict(look) | {"held_out": held_out, "floors": measured}
     (folder / "worlds.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
@@ -131,9 +134,19 @@ def write_worlds(
 
 
 def draw_set(
-    clips: int, seed: int, *, chunks: int, events: int, per_type: float
+    clips: int,
+    seed: int,
+    *,
+    chunks: int,
+    events: int,
+    per_type: float,
+    types: Collection[str] | None = None,
 ) -> tuple[list[World], dict[str, list[Question]]]:
     """What happens in all clips of a set, and the questions of each of its `TABLES`; see `write_worlds`."""
+
+    def pool(world: World, own: Kinds, about: Kinds) -> list[tuple[Ask, int]]:
+        return [(ask, key) for ask, key in asks(world, own, about) if types is None or ask.type in types]
+
     generator = random.Random(seed)
     share = round(SHARE * clips)
     first_test, first_held_out = clips - 2 * share, clips - share
@@ -145,7 +158,8 @@ def draw_set(
         (first_test, first_held_out, LEARNED, LEARNED),
         (first_held_out, clips, ALL, HELD_OUT),
     ):
-        chosen = choose([asks(world, own, about) for world in worlds[first:end]], per_type, generator)
+        chosen = choose([pool(world, own, about) for world in worlds[first:end]], per_type, generator)
+        expect(len(chosen) > 0, "types", "name types of questions that the clips can be asked", types)
         tables.append([Question(first + q.clip, q.ask, q.wording, q.key) for q in chosen])
     tables.append([question.new_words() for question in tables[1]])
     return worlds, dict(zip(TABLES, tables, strict=True))
@@ -164,8 +178,7 @@ def write_world(
 
     Args:
         path: of the file; its suffix names the container.
-        seed, chunks, events, look: as for `write_worlds`.
-        types: of the questions; default: all.
+        seed, chunks, events, types, look: as for `write_worlds`.
     """
     events = _events(chunks, events)
     generator = random.Random(expect_int("seed", seed, minimum=0))
@@ -179,25 +192,29 @@ def write_world(
     return [(question.text, question.answer) for question in questions]
 
 
+def render(world: World, look: Look) -> tuple[np.ndarray, np.ndarray]:
+    """A clip as it is before a file keeps less of it: uint8 [T * F, size, size, 3] and float32 [T * S]."""
+    lasting = [(event, event.end - event.start) for event in world.events]
+    drawn = [draw_chunk(e.seen, look.frames_per_chunk, look.size) for e, chunks in lasting for _ in range(chunks)]
+    played = [play(e.heard, chunks * look.samples_per_chunk, look.sample_rate) for e, chunks in lasting]
+    return np.concatenate(drawn), np.concatenate(played)
+
+
 def write_clip(path: str | Path, world: World, look: Look) -> None:
     """Render a clip into a file."""
     av = _import_av()
-    rate, samples = look.sample_rate, look.samples_per_chunk
+    rate = look.sample_rate
     with av.open(str(path), "w") as container:
         video: Any = container.add_stream("mpeg4", rate=look.pictures_per_second)
         video.width, video.height, video.pix_fmt = look.size, look.size, "yuv420p"
         video.codec_context.qmin = video.codec_context.qmax = 3
         audio: Any = container.add_stream("aac", rate=rate, layout="mono")
-        index = 0
-        for event in world.events:
-            drawn = draw_chunk(event.seen, look.frames_per_chunk, look.size)
-            for image in [*drawn] * (event.end - event.start):
-                picture = av.VideoFrame.from_ndarray(image, format="rgb24")
-                picture.pts, picture.time_base = index, 1 / look.pictures_per_second
-                container.mux(video.encode(picture))
-                index += 1
+        pictures, sound = render(world, look)
+        for index, image in enumerate(pictures):
+            picture = av.VideoFrame.from_ndarray(image, format="rgb24")
+            picture.pts, picture.time_base = index, 1 / look.pictures_per_second
+            container.mux(video.encode(picture))
         container.mux(video.encode(None))
-        sound = np.concatenate([play(event.heard, (event.end - event.start) * samples, rate) for event in world.events])
         for first in range(0, len(sound), 1024):
             piece = av.AudioFrame.from_ndarray(sound[None, first : first + 1024], format="fltp", layout="mono")
             piece.rate, piece.pts, piece.time_base = rate, first, Fraction(1, rate)
