@@ -51,19 +51,22 @@ LEARNED = ("latent", "video", "audio", "text")
 LOGGED = (*LEARNED, "latent_constant")
 
 
-def train(options: TrainOptions) -> Path:
+def train(options: TrainOptions, *, source: ClipSource | None = None) -> Path:
     """Train a model, or go on with the run that lies in `options.out`; returns that folder.
 
     It holds the model and its tokenizer when all is done, and all along options.json, log.jsonl (a line a step),
     tensorboard/ and checkpoints/. PyTorch's generator is seeded.
 
+    Args:
+        source: makes tensors of the table's clips; default: they are files, or in the shards that the table names.
     Raises:
         TypeError, ValueError, OSError: options that cannot work, by name.
         FloatingPointError: a loss or a gradient that is not finite; nothing has learned from it.
         RuntimeError: too many clips that cannot be read.
     """
     with processes(options) as here:
-        examples, source = read_examples(options.table)
+        examples, own = read_examples(options.table)
+        source = source if source is not None else own
         torch.manual_seed(options.seed)
         model, tokenizer = build(options)
         freeze(model.to(here.device), options.freeze)
