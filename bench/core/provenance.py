@@ -30,6 +30,13 @@ LIBRARY: dict[str, tuple[str, ...]] = {
     "ttm": ("kernels", "mirasol/combiner.py", "mirasol/ttm.py", "mirasol/layers.py", "mirasol/config.py"),
     "tubes": ("kernels/tubes", "kernels/core", "csrc"),
     "traffic": ("kernels", "csrc", "tests/emulator"),
+    "learn": (
+        *("kernels", "csrc", "mirasol/data/worlds", "mirasol/data/loader.py", "mirasol/data/collate.py"),
+        *(f"mirasol/{name}.py" for name in ("model", "config", "combiner", "ttm", "text", "layers", "audiovideo")),
+        *(f"mirasol/{name}.py" for name in ("losses", "batch", "past", "train")),
+        *("mirasol/encoders", "mirasol/training"),
+        *(f"bench/learning/{name}.py" for name in ("rows", "data", "run")),
+    ),
 }
 """What a suite runs beside its cases and what these import of bench/; every other suite runs the whole model."""
 
