@@ -57,7 +57,7 @@ def evaluate(
     measure([], options.benchmark)
     report_template()
     answerer = Answerer(run, options)
-    clips = _Clips(examples, answerer.model.config, options.max_chunks, source or own or load_clip)
+    clips = _Clips(examples, answerer.model.config, answerer.max_chunks, source or own or load_clip)
     chosen = _spread(len(examples), options.shown)
     predictions: dict[int, Prediction] = {}
     frames: dict[int, list[bytes]] = {}
@@ -118,7 +118,7 @@ def ask(
     """
     example = Example(clip, question, start=start, end=end, choices=tuple(choices))
     answerer = Answerer(run, options)
-    inputs = collate([load_clip(example, answerer.model.config, options.max_chunks)])
+    inputs = collate([load_clip(example, answerer.model.config, answerer.max_chunks)])
     encoded = answerer.encode(inputs)
     if not example.choices:
         return answerer.generate(encoded, [question], [0])[0]

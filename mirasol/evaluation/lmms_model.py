@@ -44,7 +44,7 @@ class Mirasol(lmms):
         batch_size: int | str = 1,
         device: str | None = None,
         bf16: bool | None = None,
-        max_chunks: int = 16,
+        max_chunks: int | None = None,
         max_new_tokens: int = 32,
         kept: int = 64,
         readers: int = 4,
@@ -165,7 +165,7 @@ class Mirasol(lmms):
         return encoded
 
     def _read(self, path: str) -> ClipTensors:
-        return load_clip(Example(path), self._answerer.model.config, self._answerer.options.max_chunks)
+        return load_clip(Example(path), self._answerer.model.config, self._answerer.max_chunks)
 
 
 def _one_path(visuals: Any) -> str:

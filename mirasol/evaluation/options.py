@@ -16,8 +16,9 @@ class AnswerOptions:
         TypeError, ValueError: a value that cannot work, by name, with what it must be.
     """
 
-    max_chunks: int = 16
-    """Most chunks of a clip; a longer span is read as so many chunks spread over it."""
+    max_chunks: int | None = None
+    """Most chunks of a clip; a longer span is read as so many chunks spread over it. Default: as many as the model
+    has learned with, 16 where its folder does not say."""
     max_new_tokens: int = 32
     """Most tokens of a free answer."""
     num_beams: int = 1
@@ -34,8 +35,10 @@ class AnswerOptions:
     def __post_init__(self) -> None:
         from mirasol.kernels.core.checks import expect, expect_int
 
-        for name in ("max_chunks", "max_new_tokens", "num_beams", "texts_at_once"):
+        for name in ("max_new_tokens", "num_beams", "texts_at_once"):
             expect_int(name, getattr(self, name))
+        if self.max_chunks is not None:
+            expect_int("max_chunks", self.max_chunks)
         expect(self.device is None or bool(self.device), "device", "be cpu or cuda", self.device)
 
 

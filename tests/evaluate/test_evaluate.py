@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -189,6 +190,25 @@ def test_each_clip_is_read_once(run, examples, tmp_path):
 
     evaluate(run, [*examples, *(replace(e, question="and?") for e in examples)], options(tmp_path), source=source)
     assert len(read) == len(set(read)) == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "told", "chunks"),
+    [(None, {}, 16), ("options.json", {"max_chunks": 3}, 3), ("world.json", {"chunks": 32}, 32)],
+)
+def test_a_clip_is_read_as_long_as_the_model_has_learned(run, examples, tmp_path, file, told, chunks):
+    folder, seen = tmp_path / "run", []
+    shutil.copytree(run, folder)
+    if file is not None:
+        (folder / file).write_text(json.dumps(told))
+
+    def source(example, config, max_chunks):
+        seen.append(max_chunks)
+        return load_clip(example, config, max_chunks)
+
+    evaluate(folder, examples[:1], options(tmp_path), source=source)
+    evaluate(folder, examples[:1], options(tmp_path, max_chunks=5), source=source)
+    assert seen == [chunks, 5]
 
 
 @pytest.mark.parametrize(
