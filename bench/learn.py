@@ -38,6 +38,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--work", type=Path, default=machine.REPOSITORY / "build" / "learn", help="folder of what is being trained")
     add("--plot", type=Path, help="folder for PNG plots (default: that of the results)")
     add("--show", action="store_true", help="train nothing: tables and plots of the results that are there")
+    add("--embed", metavar="ROW-SEED", help="put the model of a run into the package, with its card, and stop")
     add("--list", action="store_true", help="name the rows and stop")
     add("--plain", action="store_true", help="plain text even where rich is installed")
     add("--job", choices=("base", *ROWS), help=argparse.SUPPRESS)  # what the queue asks of its processes
@@ -66,6 +67,15 @@ def main(arguments: list[str] | None = None) -> int:
             console.say(f"{row.name:20}{row.says}")
         return 0
     results = report.read(options.json)
+    if options.embed:
+        from learning.embed import embed
+
+        run = next((run for run in results["runs"] if f"{run['row']}-{run['seed']}" == options.embed), None)
+        if run is None:
+            console.say(f"--embed must name a run of {options.json}, was {options.embed}")
+            return 2
+        console.say(str(embed(run, options.work)))
+        return 0
     jobs = [] if options.show else queue.missing(options.rows, range(options.seeds), results["runs"])
 
     def keep(run: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ FIELDS = dict(
         seed=11,
         questions=54_321,
         chunks=16,
+        lengths=[4, 16],
         events=8,
         seconds_per_chunk=0.16,
         types=["where", "what-seen"],
@@ -50,7 +51,11 @@ def render(**fields: object) -> str:
 def test_everything_that_the_study_tells_stands_on_the_card():
     card = render(**FIELDS)
     told = ["# mirasol-tiny-world", "`tiny`", "`ttm`", "812,345 parameters", "3.3 MB", "89.2 %", "commit 0123abc"]
-    told += ["4,096 generated clips of 16 chunks (2.56 s) with 8 events each, 54,321 questions", "where, what-seen"]
+    told += [
+        "4,096 generated clips of 4, 16 chunks (0.16 s each) with up to 8 events, 54,321 questions",
+        "where, what-seen",
+    ]
+    told += ["clips of 16 chunks with 8 events"]
     told += ["`python -m mirasol worlds set/ --clips 4096`, seed 11", "red cross, low bell"]
     told += ["20,000 steps of 32 clips, seed 5, 10 minutes on one GPU", "`python bench/learn.py`"]
     for text in [*told, *FIELDS["cannot"]]:

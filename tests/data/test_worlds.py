@@ -341,7 +341,8 @@ def test_a_clip_in_memory_is_what_its_file_shows(tmp_path):
 
     look, world = Look(size=64), draw_world(random.Random(3), 6, 3)
     pictures, sound = render(world, look)
-    assert pictures.shape == (24, 64, 64, 3) and sound.shape == (6 * 2560,)
+    assert pictures.shape == (24, 64, 64, 3)
+    assert sound.shape == (6 * 2560,)
     write_clip(tmp_path / "clip.mp4", world, look)
     rate = look.sample_rate
     read = mirasol.load(
