@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--only", default="", help="rows, with commas")
     add("--seeds", type=int, help="seeds of each row (default: 1, with --full 3)")
     add("--jobs", type=int, default=os.cpu_count(), help="runs at once, one thread each (default: one a core)")
-    add("--json", type=Path, help="results, which are added to (default: build/learn/learn-cpu.json)")
+    add("--json", type=Path, help="results, which are added to (default: build/learn/learn.json)")
     add("--work", type=Path, default=machine.REPOSITORY / "build" / "learn", help="folder of what is being trained")
     add("--plot", type=Path, help="folder for PNG plots (default: that of the results)")
     add("--show", action="store_true", help="train nothing: tables and plots of the results that are there")
@@ -53,7 +53,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         options.rows = chosen(options.full, [name for name in options.only.split(",") if name])
     except ValueError as error:
         parser.error(str(error))
-    options.json = options.json or options.work / "learn-cpu.json"
+    options.json = options.json or options.work / "learn.json"
     return options
 
 

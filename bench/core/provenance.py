@@ -35,7 +35,7 @@ LIBRARY: dict[str, tuple[str, ...]] = {
         *(f"mirasol/{name}.py" for name in ("model", "config", "combiner", "ttm", "text", "layers", "audiovideo")),
         *(f"mirasol/{name}.py" for name in ("losses", "batch", "past", "train")),
         *("mirasol/encoders", "mirasol/training"),
-        *(f"bench/learning/{name}.py" for name in ("rows", "data", "run")),
+        *(f"bench/learning/{name}.py" for name in ("data", "run")),  # each result tells its own recipe of `rows`
     ),
 }
 """What a suite runs beside its cases and what these import of bench/; every other suite runs the whole model."""

@@ -25,7 +25,7 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     files = []
     for name, figure in (("cost", _cost(runs)), ("ago", _ago(runs))):
-        files.append(folder / f"learn-cpu-{name}.png")
+        files.append(folder / f"learn-{name}.png")
         figure.savefig(files[-1], dpi=110)
     return files
 

@@ -14,8 +14,8 @@ from mirasol.kernels import Tube
 
 FAMILIES = ("what", "ago", "order")
 """Of questions (keys of `mirasol.data.worlds.wordings.WORDINGS`) that rows ask, where they do not say otherwise."""
-CHUNKS = 32
-"""T of the clips that rows are compared on."""
+CHUNKS, SHORT = 32, 16
+"""T of the clips that Combiners are compared on, and of those for all else that is compared."""
 LENGTHS = (8, 16, 32, 64)
 PICTURES = (Tube((4, 16, 16), (4, 16, 16)), Tube((2, 16, 16), (4, 16, 16)))
 """Two tokens for each quarter of a chunk's picture: of all its time, and of its beginning."""
@@ -106,23 +106,18 @@ _ALL = {"combiner": "transformer"}
 _THIS = {"combiner": "transformer", "combiner_window": 1}
 _PREDICT = {"latent_weight": 0.3}
 _REBUILD = {"video_weight": 0.3, "audio_weight": 0.3}
+_MASK = {"mask_ratio": 0.25}
 
 COMBINERS = (
     Row("ttm", "combiner", "TTM, 2 groups, time stamps", _TTM, main=True),
     Row("ttm-plain", "combiner", "TTM as published: 1 memory, no time stamps", {**_TTM, "ttm_official": True}),
-    Row("all-1", "combiner", "Transformer, all chunks, 1 layer", _ALL, main=True),
+    Row("all-1", "combiner", "Transformer, all chunks, 1 layer", _ALL),
     Row("all-4", "combiner", "Transformer, all chunks, 4 layers", {**_ALL, "combiner_layers": 4}, main=True),
     Row("this-1", "combiner", "Transformer, this chunk, 1 layer", _THIS, main=True),
     Row("this-4", "combiner", "Transformer, this chunk, 4 layers", {**_THIS, "combiner_layers": 4}),
     Row("pooling", "combiner", "attention pooling, all chunks", {"combiner": "attention"}),
     Row("perceiver", "combiner", "Perceiver resampler, this chunk", {"combiner": "perceiver"}),
-    Row(
-        "mean",
-        "combiner",
-        "mean of the chunk's tokens, in 4 groups",
-        {"combiner": "mean", "combined_tokens": 4},
-        main=True,
-    ),
+    Row("mean", "combiner", "mean of the chunk's tokens, in 4 groups", {"combiner": "mean", "combined_tokens": 4}),
     Row("none", "combiner", "no Combiner", {"combiner": "none"}),
 )
 PATIENCE = (
@@ -133,30 +128,39 @@ PATIENCE = (
 )  # fmt: skip
 """Whether the strongest baseline lacked only these."""
 SIGHT = tuple(
-    Row(f"whole-{row.name}", "sight", f"{row.says}; texts look at all chunks", {**row.changes, "text_window": None})
+    replace(
+        row,
+        name=f"whole-{row.name}",
+        group="sight",
+        changes={**row.changes, "text_window": None},
+        chunks=SHORT,
+        main=False,
+    )
     for row in COMBINERS
     if row.name in ("ttm", "this-1", "mean", "none")
 )
-TRAINING = (
-    Row("ttm-predict", "training", "+ the next chunk's latents are predicted", {**_TTM, **_PREDICT}),
-    Row("ttm-rebuild", "training", "+ the next chunk is reconstructed", {**_TTM, **_REBUILD}),
-    Row("ttm-mask", "training", "+ a quarter of the combined tokens is masked", {**_TTM, "mask_ratio": 0.25}),
-    Row("ttm-paper", "training", "+ all three", {**_TTM, **_PREDICT, **_REBUILD, "mask_ratio": 0.25}),
-    Row("ttm-pretrained", "training", "+ 400 steps of prediction and reconstruction before the first question",
-        {**_TTM, **_PREDICT, **_REBUILD}, pretrain=400),
+TRAINING = tuple(
+    Row(f"ttm-{name}", "training", says, {**_TTM, **changes}, SHORT, pretrain)
+    for name, says, changes, pretrain in (
+        ("predict", "+ the next chunk's latents are predicted", _PREDICT, 0),
+        ("rebuild", "+ the next chunk is reconstructed", _REBUILD, 0),
+        ("mask", "+ a quarter of the combined tokens is masked", _MASK, 0),
+        ("paper", "+ all three", {**_PREDICT, **_REBUILD, **_MASK}, 0),
+        ("pretrained", "+ 400 steps of the first two before the first question", {**_PREDICT, **_REBUILD}, 400),
+    )
+)
+QUESTIONS = (
+    Row("ttm-while", "questions", "+ what was heard while something was seen, and the other way round",
+        _TTM, SHORT, families=(*FAMILIES, "while")),
+    Row("ttm-all", "questions", "all families of questions", _TTM, SHORT, families=tuple(WORDINGS)),
 )  # fmt: skip
 LENGTH = tuple(
-    Row(f"{row.name}-{chunks}", "length", row.says, row.changes, chunks=chunks)
+    replace(row, name=f"{row.name}-{chunks}", group="length", chunks=chunks, main=False)
     for chunks in LENGTHS
     if chunks != CHUNKS
     for row in COMBINERS
     if row.name in ("ttm", "all-1", "this-1")
 )
-QUESTIONS = (
-    Row("ttm-while", "questions", "+ what was heard while something was seen, and the other way round",
-        _TTM, families=(*FAMILIES, "while")),
-    Row("ttm-all", "questions", "all families of questions", _TTM, families=tuple(WORDINGS)),
-)  # fmt: skip
 ROWS = {row.name: row for row in (*COMBINERS, *PATIENCE, *SIGHT, *TRAINING, *QUESTIONS, *LENGTH)}
 
 

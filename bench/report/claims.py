@@ -1,8 +1,7 @@
 """What is claimed, each with its number, its strongest peer, where it fails, and the command that measures it again.
 
-A claim is computed from the rows of results, never written down. What no result holds says so. A study of its own,
-`bench/results/learn.json`, brings its claims along: `{"command": ..., "machine": {"commit", "dirty"}, "code": {path:
-blob}, "claims": [{"claim", "number", "peer", "fails"}, ...]}`, all of them text but `machine` and `code`.
+A claim is computed from the rows of results, never written down. What no result holds says so. What the Combiners learn
+is a study of its own, `learning.report`.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from core import provenance
 from core.rows import Row
+from learning import report as learning
 from report.console import Table
 from report.savings import CHUNKED_TTM, EVERYTHING, PRUNED, PUBLISHED, TTM_ALONE, UNPRUNED, grouped, saving
 from report.stored import LEARNED, Result, newest_first
@@ -27,7 +26,6 @@ MAIN = 128
 """Frames of the main setting; else the longest clip that was measured."""
 NOWHERE = "nowhere measured"
 LEARNING = "What the Combiners learn"
-TEXTS = ("claim", "number", "peer", "fails")
 
 
 @dataclass(frozen=True)
@@ -351,17 +349,13 @@ def _order(kind: tuple[str, str]) -> tuple[bool, str, str]:
 
 
 def _learned(study: dict[str, Any] | None) -> list[Claim]:
-    command = "python bench/learn.py"
-    if study is None:
+    command = "python bench/learn.py --full"
+    told = learning.claims(study) if study is not None else []
+    if study is None or not told:
         return [Claim(LEARNING, "not measured", "–", "–", command, "learn")]
-    code = study.get("code") or {}
-    state, why = provenance.state(study, provenance.again(code))
-    commit, command = study.get("machine", {}).get("commit") or "unknown", study.get("command", command)
-    about: dict[str, Any] = dict(command=command, suite="learn", file=LEARNED, commit=commit, state=state, why=why)
-    if not study.get("claims"):
-        return [Claim(LEARNING, "not measured", "–", "–", command, "learn", why=f"{LEARNED} brings no claims")]
-    told: list[dict[str, Any]] = [{name: str(one.get(name, "–")) for name in TEXTS} for one in study["claims"]]
-    return [Claim(**one, **about) for one in told]
+    state, why = learning.state(study)
+    about: dict[str, Any] = dict(command=command, suite="learn", file=LEARNED, commit=learning.commits(study))
+    return [Claim(**one, **about, state=state, why=why) for one in told]
 
 
 def table(lines: list[Claim]) -> Table:

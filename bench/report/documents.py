@@ -18,6 +18,7 @@ from core import machine
 from core.machine import REPOSITORY
 from core.provenance import RESULTS
 from core.rows import Row
+from learning import report as learning
 from report import stored, tables
 from report.claims import Claim, claims
 from report.console import Table
@@ -37,7 +38,8 @@ def differing(root: Path = REPOSITORY, folder: Path = RESULTS) -> dict[Path, str
     results, problems = stored.load(folder)
     if problems:
         raise ValueError("; ".join(problems))
-    render = _renderer(results, claims(results, stored.load_learned(folder)), folder)
+    study = stored.load_learned(folder)
+    render = _renderer(results, claims(results, study), folder, study or {"runs": []})
     readme, page = root / "README.md", root / "docs" / "results.md"
     wanted = {readme: between_marks(readme.read_text(), render("readme.md.jinja")), page: render("results.md.jinja")}
     return {path: text for path, text in wanted.items() if not path.is_file() or path.read_text() != text}
@@ -52,7 +54,7 @@ def between_marks(text: str, block: str) -> str:
     return f"{before}{BEGIN}\n{block.strip()}\n{END}{after}"
 
 
-def _renderer(results: list[Result], lines: list[Claim], folder: Path) -> Any:
+def _renderer(results: list[Result], lines: list[Claim], folder: Path, study: dict[str, Any]) -> Any:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -79,6 +81,10 @@ def _renderer(results: list[Result], lines: list[Claim], folder: Path) -> Any:
         "markdown": markdown,
         "plots": lambda result: plots_of(result, results, folder),
         "main": main_result(results),
+        "study": learning.tables(study),
+        "study_state": learning.state(study),
+        "study_commits": learning.commits(study),
+        "study_plots": sorted(path.name for path in folder.glob("learn-*.png")),
         "not_current": not_current(results),
     }
     return lambda name: environment.get_template(name).render(told)

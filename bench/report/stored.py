@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,11 +12,12 @@ from typing import Any
 from core import provenance
 from core.provenance import RESULTS
 from core.rows import Row
+from learning import report as learning
 from report.files import read_json
 
 NEEDED = ("machine", "settings", "command", "seconds", "finished")
 LEARNED = "learn.json"
-"""What the Combiners learn, a study of its own: see `report.claims.learned`."""
+"""What the Combiners learn, a study of its own: see `learning.report`."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,6 @@ def load_learned(folder: Path = RESULTS) -> dict[str, Any] | None:
     """The study's file, None where there is none yet.
 
     Raises:
-        ValueError: it is no JSON.
+        ValueError: it cannot be read.
     """
-    path = folder / LEARNED
-    return json.loads(path.read_text()) if path.is_file() else None
+    return learning.read(folder / LEARNED) if (folder / LEARNED).is_file() else None

@@ -224,29 +224,11 @@ def test_files_that_cannot_be_read_are_named_and_cost_only_themselves(tmp_path):
     (tmp_path / "cut.json").write_text(whole[: len(whole) // 2])
     (tmp_path / "odd.json").write_text(json.dumps({"schema": 1, "machine": CLEAN, "rows": []}))
     (tmp_path / "new.json").write_text(json.dumps({"schema": 1, **about("ttm"), "rows": [{"colour": 1}]}))
-    (tmp_path / "learn.json").write_text("{}")
+    (tmp_path / "learn.json").write_text('{"schema": 1, "runs": []}')
     results, problems = stored.load(tmp_path)
     assert [result.file for result in results] == ["good.json"]
     assert [problem.split()[0] for problem in problems] == ["cut.json", "new.json", "odd.json"]
     assert math.isnan(results[0].rows[0].against_best)
-
-
-def test_a_study_brings_its_own_claims_and_is_older_when_a_file_of_it_changed():
-    file = "bench/run.py"
-    code = claims.provenance.again({file: ""})
-    study = {
-        "machine": CLEAN,
-        "code": code,
-        "command": "python bench/learn.py --all",
-        "claims": [{"claim": "c", "number": "9"}],
-    }
-    (line,) = claims.claims([], study, [])
-    assert (line.claim, line.number, line.peer, line.command) == ("c", "9", "–", "python bench/learn.py --all")
-    assert (line.file, line.commit, line.state) == ("learn.json", "abc", "current")
-    (line,) = claims.claims([], {**study, "code": {file: "other"}}, [])
-    assert line.state == "older than its code"
-    (line,) = claims.claims([], {"claims": []}, [])
-    assert (line.number, line.why) == ("not measured", "learn.json brings no claims")
 
 
 def test_the_table_tells_this_run_from_what_is_stored():

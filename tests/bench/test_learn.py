@@ -15,6 +15,7 @@ from mirasol import Model
 from mirasol.config import Config
 from mirasol.data import Example, collate, read_table
 from mirasol.tokenizer import encode_prompt
+from report import claims
 
 FAMILIES = rows.FAMILIES
 
@@ -40,7 +41,7 @@ def test_every_row_is_a_model_of_its_own():
     assert all(configs[name].text_window == (None if row.group == "sight" else 1) for name, row in ROWS.items())
     compared = [configs[name] for name, row in ROWS.items() if row.group == "combiner"]
     assert {config.latents_per_chunk for config in compared} == {4, 16}
-    assert {row.name for row in rows.chosen(False)} == {"ttm", "all-1", "all-4", "this-1", "mean"}
+    assert {row.name for row in rows.chosen(False)} == {"ttm", "all-4", "this-1"}
     assert len(rows.chosen(True)) == len(ROWS)
 
 
@@ -203,7 +204,36 @@ def test_results_are_kept_by_row_and_seed_and_told_with_their_spread(tmp_path):
     assert combiners.rows[1][3:5] == ["80.0", "60.0"]
     assert kinds.rows[0] == ["floor", "25", "25"]
     assert published.rows == [[ROWS["all-4"].says, "+13.0", "better", "50.0", "0.0"]]
-    assert {path.name for path in plots.draw(results, tmp_path)} == {"learn-cpu-cost.png", "learn-cpu-ago.png"}
+    assert {path.name for path in plots.draw(results, tmp_path)} == {"learn-cost.png", "learn-ago.png"}
+
+
+def test_claims_are_computed_and_know_the_code_that_they_are_of(tmp_path, monkeypatch):
+    assert report.claims({"runs": [result("all-4", 0, 80, 30)]}) == []
+    machine = {"commit": "abc", "dirty": False}
+    about = dict(machine=machine, code=report.code())
+    runs = [
+        result("ttm", 0, 90, 41, **about),
+        result("all-4", 0, 91, 45, flops=4_000_000, **about),
+        result("this-1", 0, 30, 10, flops=2_100_000, **about),
+        result("pooling", 0, 99, 49, flops=3_000_000, **about),
+    ]
+    told = {one["claim"]: one for one in report.claims({"runs": runs})}
+    answers, remembers, saves = told.values()
+    assert answers["number"] == "90.0 % right (guessed: 25 %)"
+    assert answers["peer"] == "attention pooling, all chunks: 99.0 %"
+    assert remembers["number"] == "4.00 kB; 82.0 % right about 16 and more chunks ago"
+    assert remembers["fails"] == "Transformer, this chunk, 1 layer: 20.0 %"
+    assert saves["number"] == "against 1 of 3 Combiners"
+    assert saves["peer"] == "Transformer, all chunks, 4 layers (50 %)"
+    assert "this chunk, 1 layer (5 %, TTM better)" in saves["fails"]
+    assert "pooling, all chunks (33 %, TTM worse)" in saves["fails"]
+    (line, *_) = claims.claims([], {"runs": runs}, [])
+    assert (line.claim, line.file, line.commit, line.state) == (answers["claim"], "learn.json", "abc", "current")
+    old = {"runs": [*runs[1:], {**runs[0], "code": "of another commit"}]}
+    assert report.state(old) == ("older than its code", "1 of 4 runs")
+    assert report.state({"runs": [{**runs[0], "machine": {**machine, "dirty": True}}]})[0] == "uncommitted code"
+    (line,) = claims.claims([], {"runs": []}, [])
+    assert (line.claim, line.number) == ("What the Combiners learn", "not measured")
 
 
 def test_a_file_of_another_schema_is_refused(tmp_path):
