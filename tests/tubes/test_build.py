@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 IGNORED = shutil.ignore_patterns(
     "build", "dist", ".*", "__pycache__", "*.so", "*.egg-info", "_build.json", "bench", "tests"
 )
+EMBEDDED = ("config.json", "model.safetensors", "tokenizer_config.json", "README.md", "world.json")
+"""Files of the model that comes with the package."""
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +46,21 @@ def test_without_a_compiler_the_wheel_is_pure_python_and_says_so(bare):
     names = set(wheel.namelist())
     assert not [name for name in names if name.endswith(".so")]
     assert {"mirasol/py.typed", "mirasol/kernels/py.typed", "mirasol/kernels/tubes/api.py"} <= names
+    assert {f"mirasol/embedded/{name}" for name in EMBEDDED} <= names
     assert not [name for name in names if name.startswith(("kernels/", "src/", "csrc/", "tests/"))]
     report = json.loads(wheel.read("mirasol/kernels/tubes/_build.json"))
     for module in ("_native", "_cuda"):
         assert re.search(rf"\*\*\* mirasol: {module} was not built: .*slower", told)
     assert "no C++ compiler was found" in report["_native"]["why"]
+
+
+def test_the_model_in_the_package_is_part_of_the_source_distribution(bare):
+    command = "import setuptools.build_meta as b; print('made', b.build_sdist('dist'))"
+    run = subprocess.run([sys.executable, "-c", command], cwd=bare[0], env=bare[1], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    with tarfile.open(bare[0] / "dist" / re.search(r"^made (.*)$", run.stdout, re.MULTILINE)[1]) as sources:
+        names = {name.partition("/")[2] for name in sources.getnames()}
+    assert {f"src/mirasol/embedded/{name}" for name in EMBEDDED} <= names
 
 
 # Stands for a compiler: it makes the files that it is asked for.
