@@ -19,7 +19,7 @@ HERE = Path(__file__).resolve().parent
 if str(HERE) not in sys.path:  # the repository's root must not be on the path: its folder `kernels` is no package
     sys.path.insert(0, str(HERE))
 
-from core import machine  # noqa: E402
+from core import machine, provenance  # noqa: E402
 from learning import plots, queue, report  # noqa: E402
 from learning.rows import ROWS, chosen  # noqa: E402
 from report.console import Console  # noqa: E402
@@ -104,17 +104,10 @@ def run_job(options: argparse.Namespace) -> int:
     row = None if options.job == "base" else ROWS[options.job]
     folder = queue.work_of(queue.Job(row, options.seed), options.work)
     base = run.learn_base(options.seed, queue.work_of(queue.Job(None, options.seed), options.work))
-    told = (
-        {}
-        if row is None
-        else {
-            **run.learn_row(row, options.seed, folder, base),
-            "machine": machine.describe(torch.device("cpu")),
-            "code": report.code(),
-        }
-    )
+    here = {**machine.describe(torch.device("cpu")), **provenance.commit()}
+    result = {} if row is None else run.learn_row(row, options.seed, folder, base)
     new = folder / "result.json.new"
-    new.write_text(json.dumps(told) + "\n", encoding="utf-8")
+    new.write_text(json.dumps({**result, "machine": here, "code": report.code()}) + "\n", encoding="utf-8")
     os.replace(new, folder / "result.json")
     return 0
 

@@ -45,6 +45,7 @@ def embed(run: dict[str, Any], work: Path, out: Path = EMBEDDED) -> Path:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         shutil.copy(folder / name, out / name)
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, out / "model.safetensors")
+    (out / "model.safetensors").chmod(0o644)
     told = {
         "chunks": row.chunks,
         "events": run["events"],
