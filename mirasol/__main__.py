@@ -175,6 +175,7 @@ def _worlds(arguments: list[str]) -> None:
         chunks: int = 16,
         events: int | None = None,
         per_type: float = 1.0,
+        types: tuple[str, ...] = (),
         preset: str = "tiny",
     ) -> None:
         """Write a generated set: objects that move, sounds of known pitch, and questions about both, at a time or long
@@ -189,13 +190,16 @@ def _worlds(arguments: list[str]) -> None:
             chunks: that a clip lasts; models must be told as many with --max-chunks.
             events: that follow each other in a clip; default: half as many as chunks.
             per_type: questions of each type, per clip, about.
+            types: of the questions that are asked, as the tables tell them; default: all.
             preset: of the models that a chunk and a picture are made for.
         """
         from mirasol.config import Config
         from mirasol.data.worlds import FLOORS, TABLES, Look, write_worlds
 
         look = Look.of(Config.preset(preset))
-        floors = write_worlds(folder, clips, seed, chunks=chunks, events=events, per_type=per_type, look=look)
+        floors = write_worlds(
+            folder, clips, seed, chunks=chunks, events=events, per_type=per_type, types=types or None, look=look
+        )
         print(f"{TABLES[1]:20}{'questions':>10}{''.join(f'{name:>10}' for name in FLOORS)}")
         for name, row in floors[TABLES[1]].items():
             print(f"{name:20}{row['count']:10}{''.join(f'{row[floor]:10.3f}' for floor in FLOORS)}")
@@ -221,8 +225,7 @@ def _world(arguments: list[str]) -> None:
             run: folder of the model that is asked; default: the model in the package.
         """
         from mirasol.data.worlds import write_world
-        from mirasol.embedded import learned_world
-        from mirasol.evaluation.options import AnswerOptions
+        from mirasol.embedded import learned_chunks, learned_world
 
         told = learned_world(run)
         if chunks is not None:
@@ -230,7 +233,7 @@ def _world(arguments: list[str]) -> None:
         if events is not None:
             told |= dict(events=events)
         more = [] if run == EMBEDDED else ["--run", str(run)]
-        if told["chunks"] > AnswerOptions.max_chunks:
+        if told["chunks"] > learned_chunks(run):
             more += ["--max-chunks", str(told["chunks"])]
         for question, answer in write_world(clip, seed, **told):
             print(shlex.join(["python", "-m", "mirasol", "ask", str(clip), question, *more]))

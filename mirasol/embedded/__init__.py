@@ -42,3 +42,19 @@ def learned_world(folder: str | Path) -> dict[str, Any]:
     names = ["chunks", "events", "look", "types"]
     expect(sorted(told) == names, str(file), f"hold {', '.join(names)}", sorted(told))
     return {**told, "look": Look(**told["look"])}
+
+
+def learned_chunks(folder: str | Path) -> int:
+    """Most chunks of the clips that a run was trained with, as its folder tells; else what training takes by itself.
+
+    Raises:
+        TypeError, ValueError: a broken file, by its name.
+    """
+    from mirasol import atomic
+    from mirasol.kernels.core.checks import expect_int
+    from mirasol.training.options import TrainOptions
+
+    for name, key in (("options.json", "max_chunks"), (WORLD, "chunks")):
+        if (Path(folder) / name).is_file():
+            return expect_int(f"{key} in {Path(folder) / name}", atomic.read_json(Path(folder) / name).get(key))
+    return TrainOptions.max_chunks

@@ -9,14 +9,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mirasol import atomic
-from mirasol.embedded import WORLD
+from mirasol.embedded import learned_chunks
 from mirasol.evaluation.options import AnswerOptions
 from mirasol.generation import generate
-from mirasol.kernels.core.checks import expect, expect_int
+from mirasol.kernels.core.checks import expect
 from mirasol.model import Model
 from mirasol.tokenizer import Tokenizer, encode_answer, encode_prompt, load_tokenizer
-from mirasol.training.options import TrainOptions
 
 
 class Encoded(NamedTuple):
@@ -44,7 +42,7 @@ class Answerer:
         bf16 = options.bf16 if options.bf16 is not None else self.device.type == "cuda"
         self.tokenizer: Tokenizer = load_tokenizer(run)
         self.model = Model.from_pretrained(run, dtype=torch.bfloat16 if bf16 else None, device=self.device)
-        self.max_chunks = options.max_chunks or _learned_chunks(Path(run))
+        self.max_chunks = options.max_chunks or learned_chunks(run)
         self._lists: dict[str, list[int]] = {}
 
     @torch.no_grad()
@@ -132,14 +130,6 @@ class Answerer:
         if end in ids:
             ids = ids[: ids.index(end)]
         return self.tokenizer.decode(ids, skip_special_tokens=True).strip()
-
-
-def _learned_chunks(run: Path) -> int:
-    """Most chunks of the clips that a run was trained with, as its folder tells; `TrainOptions`' own default else."""
-    for name, key in (("options.json", "max_chunks"), (WORLD, "chunks")):
-        if (run / name).is_file():
-            return expect_int(f"{key} in {run / name}", atomic.read_json(run / name).get(key))
-    return TrainOptions.max_chunks
 
 
 def read_classes(path: str | Path) -> tuple[str, ...]:
