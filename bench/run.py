@@ -29,7 +29,8 @@ from report import claims, files, pages, stored, tables
 from report.compare import compare_runs
 from report.console import HAS_RICH, WITHOUT_EXTRA, Console
 
-MEASURED = ("savings", "attention", "combiner", "ttm", "tubes")
+DEFAULT = ("savings", "embedded")  # what chunks and Combiners save; the answers of the model in the package
+MEASURED = (*DEFAULT, "attention", "combiner", "ttm", "tubes")
 SUITES = (
     *MEASURED,
     "decode",
@@ -46,8 +47,8 @@ BUILD = machine.REPOSITORY / "build" / "bench"
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    chosen = f"suites, with commas: {', '.join(SUITES)}, or all, which is all but the last four (default: savings)"
-    add("--only", default="savings", help=chosen)
+    chosen = f"suites, with commas: {', '.join(SUITES)}; all: all but the last four (default: {','.join(DEFAULT)})"
+    add("--only", default=",".join(DEFAULT), help=chosen)
     add("--filter", default="", help="only cases whose suite/name contains this text")
     effort = parser.add_mutually_exclusive_group()
     effort.add_argument("--quick", action="store_true", help="small sizes, few rounds: does it run at all")

@@ -28,6 +28,15 @@ LIBRARY: dict[str, tuple[str, ...]] = {
     "attention": ("kernels/attention", "kernels/core", "bench/peers/tlx.py"),
     "combiner": ("kernels/combiner", "kernels/attention", "kernels/core", "mirasol/layers.py"),
     "ttm": ("kernels", "mirasol/combiner.py", "mirasol/ttm.py", "mirasol/layers.py", "mirasol/config.py"),
+    "embedded": (
+        "kernels",
+        "csrc",
+        "mirasol",
+        "mirasol/embedded",
+        "mirasol/data",
+        "mirasol/media",
+        "mirasol/evaluation",
+    ),
     "tubes": ("kernels/tubes", "kernels/core", "csrc"),
     "traffic": ("kernels", "csrc", "tests/emulator"),
     "learn": (
@@ -67,7 +76,9 @@ def _files(root: Path, path: str) -> list[Path]:
     whole = root / path
     if whole.is_file():
         return [whole]
-    found = [file for file in whole.rglob("*") if file.suffix in (".py", ".cpp", ".cu", ".h", ".hpp", ".cuh")]
+    found = [
+        file for file in whole.rglob("*") if file.suffix in (".py", ".cpp", ".cu", ".h", ".hpp", ".cuh", ".safetensors")
+    ]
     if path != "mirasol":
         return found
     return [file for file in found if file.relative_to(whole).parts[0] not in NOT_THE_MODEL]

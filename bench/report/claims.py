@@ -271,6 +271,20 @@ def hours(rows: list[Row]) -> Found | None:
     )
 
 
+def answers(rows: list[Row]) -> Found | None:
+    """How often the model in the package is right about new clips."""
+    whole = next((row for row in rows if row.impl == "all" and "share" in row.detail), None)
+    if whole is None:
+        return None
+    worst = min((row for row in rows if row is not whole), key=lambda row: row.detail["share"], default=whole)
+    return Found(
+        f"{percent(100 * whole.detail['share'])} of {whole.detail['count']} on {whole.case}",
+        f"guessed: {percent(100 * whole.detail['guessed'])}",
+        f"worst: {worst.impl}, {percent(100 * worst.detail['share'])}; knows nothing but its world",
+        rows,
+    )
+
+
 def _whole(row: Row) -> bool:
     return not row.detail.get("window")
 
@@ -287,6 +301,7 @@ SPECS = (
     ),
     Spec("512 frames need no new parameter", "savings", "work", same_weights),
     Spec("Last-m pruning saves work", "savings", "last-m", last_m),
+    Spec("The model in the package answers", "embedded", "", answers),
     Spec(
         "chunked_attention, all earlier chunks",
         "attention",

@@ -70,14 +70,16 @@ def rows_of(path: Path) -> dict[str, str]:
 
 def test_a_failing_case_does_not_stop_the_sweep(suite, tmp_path, capsys):
     suite(fine("first"), failing("second", RuntimeError("broken")), fine("third"))
-    assert run.main(["--out", str(tmp_path), "--json", str(tmp_path / "r.json")]) == 1
+    assert run.main(["--only", "savings", "--out", str(tmp_path), "--json", str(tmp_path / "r.json")]) == 1
     assert rows_of(tmp_path / "r.json") == {"first": "ok", "second": "FAIL", "third": "ok"}
     assert "RuntimeError: broken" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_keeps_its_rows(suite, tmp_path, capsys):
     suite(fine("first"), failing("second", KeyboardInterrupt()), fine("third"))
-    assert run.main(["--out", str(tmp_path), "--json", str(tmp_path / "r.json")]) == run.INTERRUPTED
+    assert (
+        run.main(["--only", "savings", "--out", str(tmp_path), "--json", str(tmp_path / "r.json")]) == run.INTERRUPTED
+    )
     assert rows_of(tmp_path / "r.json") == {"first": "ok"}
     assert json.loads((tmp_path / "r.json").read_text())["interrupted"] is True
     assert "Interrupted: 2 rows" in capsys.readouterr().out
@@ -86,12 +88,14 @@ def test_an_interrupted_run_keeps_its_rows(suite, tmp_path, capsys):
 def test_compare_exits_with_1_beyond_the_tolerance(suite, tmp_path):
     old = str(tmp_path / "old.json")
     suite(fine("first", 2.0))
-    assert run.main(["--out", str(tmp_path), "--json", old]) == 0
-    assert run.main(["--out", str(tmp_path), "--compare", old]) == 0
+    assert run.main(["--only", "savings", "--out", str(tmp_path), "--json", old]) == 0
+    assert run.main(["--only", "savings", "--out", str(tmp_path), "--compare", old]) == 0
     suite(fine("first", 1.5))
-    assert run.main(["--out", str(tmp_path), "--compare", old]) == 1
-    assert run.main(["--out", str(tmp_path), "--compare", old, "--tolerance", "0.6"]) == 0
-    assert run.main(["--out", str(tmp_path), "--json", old, "--compare", old]) == 1, "read before it is written over"
+    assert run.main(["--only", "savings", "--out", str(tmp_path), "--compare", old]) == 1
+    assert run.main(["--only", "savings", "--out", str(tmp_path), "--compare", old, "--tolerance", "0.6"]) == 0
+    assert run.main(["--only", "savings", "--out", str(tmp_path), "--json", old, "--compare", old]) == 1, (
+        "read before it is written over"
+    )
 
 
 @pytest.mark.parametrize("text", [None, "{", '{"schema": 1}', '{"schema": 0, "rows": []}', "[]"])
@@ -100,7 +104,7 @@ def test_compare_names_a_file_that_holds_no_results_before_it_measures(suite, tm
     if text is not None:
         (tmp_path / "old.json").write_text(text)
     with pytest.raises(SystemExit):
-        run.main(["--out", str(tmp_path), "--compare", str(tmp_path / "old.json")])
+        run.main(["--only", "savings", "--out", str(tmp_path), "--compare", str(tmp_path / "old.json")])
     assert "--compare must name a results file" in capsys.readouterr().err
 
 
@@ -114,7 +118,7 @@ def shelf(tmp_path, monkeypatch):
 
 
 def test_a_whole_run_is_kept_and_a_part_of_one_does_not_replace_it(suite, shelf, capsys):
-    arguments = ["--out", str(shelf.parent), "--device", "cpu"]
+    arguments = ["--only", "savings", "--out", str(shelf.parent), "--device", "cpu"]
     suite(fine("first"), fine("second"))
     assert run.main(arguments) == 0
     assert rows_of(shelf) == {"first": "ok", "second": "ok"}
@@ -129,9 +133,13 @@ def test_a_whole_run_is_kept_and_a_part_of_one_does_not_replace_it(suite, shelf,
 
 def test_code_that_changes_while_it_is_measured_is_not_kept(suite, shelf, monkeypatch, capsys):
     contents = iter(["then", "now"])
-    monkeypatch.setattr(provenance, "code_of", lambda suites: {"kernels/a.py": next(contents)})
+
+    def changing(suites):
+        return {"kernels/a.py": next(contents) if "savings" in suites else "the same"}
+
+    monkeypatch.setattr(provenance, "code_of", changing)
     suite(fine("first"))
-    run.main(["--out", str(shelf.parent), "--device", "cpu"])
+    run.main(["--only", "savings", "--out", str(shelf.parent), "--device", "cpu"])
     said = capsys.readouterr().out
     assert "Changed while it was measured: kernels/a.py" in said
     assert f"Not kept in {shelf}: changed" in said
