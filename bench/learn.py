@@ -76,6 +76,11 @@ def main(arguments: list[str] | None = None) -> int:
             return 2
         console.say(str(embed(run, options.work)))
         return 0
+    if not options.show and options.json.resolve().is_relative_to(provenance.RESULTS):
+        here = provenance.commit()
+        if here["commit"] is None or here["dirty"]:
+            console.say(f"bench/results takes results of committed code only; not committed: {here['uncommitted']}")
+            return 2
     jobs = [] if options.show else queue.missing(options.rows, range(options.seeds), results["runs"])
 
     def keep(run: dict[str, Any]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from learning import report
 from learning.rows import ROWS
@@ -34,18 +34,30 @@ def _cost(runs: dict[str, list[dict[str, Any]]]) -> Figure:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     costs = (("flops", 1e6, "MFLOPs of a clip and a question"), ("stream_bytes", 1e3, "kB that a stream keeps"))
     for axes, (key, unit, label) in zip(figure.subplots(1, 2, sharey=True), costs, strict=True):
-        for name, own in runs.items():
+        for place, (name, own) in enumerate(sorted(runs.items(), key=lambda pair: pair[1][0][key])):
             value = report.share(own, "all")
             assert value is not None
             x, y = own[0][key] / unit, 100 * value.mean
             axes.plot([x, x], [100 * value.low, 100 * value.high], color=COLOURS[name], linewidth=1.5)
             axes.plot(x, y, "o", color=COLOURS[name], markersize=7)
-            axes.annotate(name, (x, y), xytext=(6, 4), textcoords="offset points", fontsize=9, color=COLOURS[name])
-        _floor(axes, runs)
+            side = dict(xytext=(0, 7 if place % 2 else -15), textcoords="offset points", ha="center")
+            axes.annotate(name, (x, y), fontsize=9, color=COLOURS[name], **side)
+        first = next(iter(runs.values()))
+        known = report.last_chunk(first)
+        assert known is not None
+        for line, name in ((report.guessed(first), "guessed"), (known.mean, "by the last chunk alone")):
+            axes.axhline(100 * line, color="#888888", linestyle="--", linewidth=1)
+            how = dict(xycoords=("axes fraction", "data"), textcoords="offset points", ha="right", color="#666666")
+            axes.annotate(name, (1, 100 * line), (-3, -12), fontsize=9, **how)
         axes.set_xlabel(label)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.margins(x=0.12)
         axes.grid(True, color="#E6E6E6")
     figure.axes[0].set_ylabel("right answers, %")
+    figure.axes[0].set_ylim(20, 100)
     figure.suptitle("Accuracy against work, and against what a stream keeps", x=0.01, ha="left")
     return figure
 
@@ -67,7 +79,3 @@ def _ago(runs: dict[str, list[dict[str, Any]]]) -> Figure:
     axes.legend(frameon=False, ncols=2, fontsize=9)
     axes.set_title("What was seen and heard, by how long ago", loc="left")
     return figure
-
-
-def _floor(axes: Axes, runs: dict[str, list[dict[str, Any]]]) -> None:
-    axes.axhline(100 * report.floor(next(iter(runs.values()))), color="#888888", linestyle="--", linewidth=1)

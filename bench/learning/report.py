@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from core import provenance
+from learning import floor
+from learning.data import draw_test
 from learning.rows import ROWS
 from report.console import Table
 from report.tables import scaled
@@ -95,8 +97,19 @@ def current(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
 
 
 def share(runs: list[dict[str, Any]], of: str, table: str = TEST) -> Share | None:
-    """Right answers to questions of a type, or of several whose name begins so; None where none is asked."""
-    counted = [[sum(pair) for pair in zip(*_matching(run["right"][table], of), strict=True)] for run in runs]
+    """Right answers to questions of a type, of all or of those that are "far"; None where none is asked."""
+    return _share([run["right"][table] for run in runs], of)
+
+
+def last_chunk(runs: list[dict[str, Any]], of: str = "all") -> Share | None:
+    """What who knows the last chunk only is right about in the test of these runs, see `learning.floor`."""
+    first = runs[0]
+    worlds, tables = draw_test(first["chunks"], first["events"], ROWS[first["row"]].families)
+    return _share([floor.last_chunk(worlds, tables[TEST])], of)
+
+
+def _share(found: list[dict[str, list[float]]], of: str) -> Share | None:
+    counted = [[sum(pair) for pair in zip(*_matching(right, of), strict=True)] for right in found]
     return Share.of(right / count for right, count in counted) if all(counted) else None
 
 
@@ -105,7 +118,7 @@ def far(runs: list[dict[str, Any]]) -> Share | None:
     return share(runs, "far")
 
 
-def floor(runs: list[dict[str, Any]], of: str = "all") -> float:
+def guessed(runs: list[dict[str, Any]], of: str = "all") -> float:
     """What can be guessed without looking and listening: by the most common answer to a wording, 0 .. 1."""
     floors = runs[0]["floors"]
     rows = [row for name, row in floors.items() if _is(name, of)]
@@ -144,8 +157,23 @@ def _percent(value: Share | None) -> str:
     return "–" if value is None else str(value)
 
 
+def _range(shares: Iterable[Share | None]) -> str:
+    means = [f"{100 * value.mean:.1f}" for value in shares if value is not None]
+    return " to ".join(dict.fromkeys((min(means), max(means))))
+
+
 def _group(name: str, title: str, runs: dict[str, list[dict[str, Any]]]) -> Table:
-    columns = ["row", "what", "chunks", "right, %", f"{FAR}+ ago, %", "new kinds, %", "new words, %", "floor, %"]
+    columns = [
+        "row",
+        "what",
+        "chunks",
+        "right, %",
+        f"{FAR}+ ago, %",
+        "new kinds, %",
+        "new words, %",
+        "guessed, %",
+        "last chunk, %",
+    ]
     columns += ["FLOPs", "Combiner", "stream", "parameters", "seeds"]
     lines = []
     for row, own in runs.items():
@@ -154,14 +182,16 @@ def _group(name: str, title: str, runs: dict[str, list[dict[str, Any]]]) -> Tabl
             [
                 *(row, ROWS[row].says, str(first["chunks"]), _percent(share(own, "all")), _percent(far(own))),
                 *(_percent(share(own, "all", HELD_OUT)), _percent(share(own, "all", WORDINGS))),
-                f"{100 * floor(own):.1f}",
+                f"{100 * guessed(own):.1f}",
+                _percent(last_chunk(own)),
                 *(scaled(first["flops"]), scaled(first["combiner_flops"]), scaled(first["stream_bytes"], "B")),
                 *(scaled(first["parameters"]), str(len(own))),
             ]
         )
     notes = [
         "right: exact answers on new clips, the mean of the seeds (lowest..highest)",
-        "floor: the most common answer to each wording; FLOPs: of a clip and a question; stream: bytes that it keeps",
+        "guessed: the most common answer to each wording; last chunk: who always says what that shows",
+        "FLOPs: of a clip and a question; stream: bytes that it keeps",
     ]
     return Table(title, columns, lines, left=2, notes=notes)
 
@@ -169,8 +199,11 @@ def _group(name: str, title: str, runs: dict[str, list[dict[str, Any]]]) -> Tabl
 def _by_type(runs: dict[str, list[dict[str, Any]]]) -> Table:
     first = next(iter(runs.values()))
     kinds = [kind for kind in first[0]["right"][TEST] if kind != "all"]
-    floors = [f"{100 * floor(first, kind):.0f}" for kind in kinds]
-    lines = [["floor", *floors]]
+    known = [last_chunk(first, kind) for kind in kinds]
+    lines = [
+        ["guessed", *(f"{100 * guessed(first, kind):.0f}" for kind in kinds)],
+        ["last chunk", *("–" if value is None else f"{100 * value.mean:.0f}" for value in known)],
+    ]
     for row, own in runs.items():
         values = [share(own, kind) for kind in kinds]
         lines.append([row, *("–" if value is None else f"{100 * value.mean:.0f}" for value in values)])
@@ -227,16 +260,18 @@ def claims(results: dict[str, Any]) -> list[dict[str, str]]:
     if not others:
         return []
     ttm = runs["ttm"]
-    blind = {name: own for name, own in runs.items() if name in BLIND}
+    blind = [own for name, own in runs.items() if name in BLIND]
     strongest = max(others, key=lambda other: -other.points)
     best = runs[strongest.row]
     weak = f"new kinds {_percent(share(ttm, 'all', HELD_OUT))} %, new words {_percent(share(ttm, 'all', WORDINGS))} %"
     kept = f"{scaled(ttm[0]['stream_bytes'], 'B')}; {_percent(far(ttm))} % right about {FAR} and more chunks ago"
+    kept += f" (the last chunk alone tells {_percent(last_chunk(ttm, 'far'))} %)"
     theirs = f"{ROWS[strongest.row].says}: {scaled(best[0]['stream_bytes'], 'B')}; {_percent(far(best))} %"
+    theirs += f"; who sees each chunk alone {_range(far(own) for own in blind)} %" if blind else ""
     lines = [
         {
             "claim": "TTM answers what a stream saw and heard",
-            "number": f"{_percent(share(ttm, 'all'))} % right (guessed: {100 * floor(ttm):.0f} %)",
+            "number": f"{_percent(share(ttm, 'all'))} % right (guessed: {100 * guessed(ttm):.0f} %)",
             "peer": f"{ROWS[strongest.row].says}: {_percent(share(best, 'all'))} %",
             "fails": weak,
         },
@@ -244,19 +279,18 @@ def claims(results: dict[str, Any]) -> list[dict[str, str]]:
             "claim": "TTM remembers in a state that does not grow",
             "number": kept,
             "peer": theirs,
-            "fails": "; ".join(f"{ROWS[name].says}: {_percent(far(own))} %" for name, own in blind.items()) or "–",
+            "fails": f"in new words {_percent(share(ttm, 'far', WORDINGS))} %",
         },
     ]
     good = [other for other in others if other.verdict != "worse" and other.model >= PUBLISHED]
-    poor = [
-        f"{ROWS[other.row].says} ({other.model:.0f} %, TTM {other.verdict})" for other in others if other not in good
-    ]
+    poor = sorted((other for other in others if other not in good), key=lambda other: other.model)
     lines.append(
         {
             "claim": f"TTM saves the published {PUBLISHED:.0f} % of the model and is as often right",
             "number": f"against {len(good)} of {len(others)} Combiners",
             "peer": "; ".join(f"{ROWS[other.row].says} ({other.model:.0f} %)" for other in good) or "none",
-            "fails": "; ".join(poor) or "nowhere measured",
+            "fails": "; ".join(f"{other.row} {other.model:.0f} %, {other.points:+.1f} points" for other in poor)
+            or "nowhere measured",
         }
     )
     return lines

@@ -9,11 +9,14 @@ import pytest
 import torch
 
 import learn
-from learning import data, plots, queue, report, rows, run
+from core import provenance
+from learning import data, floor, plots, queue, report, rows, run
 from learning.rows import ROWS, Stage
 from mirasol import Model
 from mirasol.config import Config
 from mirasol.data import Example, collate, read_table
+from mirasol.data.worlds.questions import Ask, Question
+from mirasol.data.worlds.spec import Event, Picture, Sound, World
 from mirasol.tokenizer import encode_prompt
 from report import claims
 
@@ -67,6 +70,28 @@ def test_clips_of_all_stages_end_together_and_are_drawn_anew(tmp_path, quick):
     worlds, tables = data.draw_test(8, 2, FAMILIES)
     assert not set(worlds) & set(drawn[1].worlds)
     assert {question.ask.words for question in tables[data.TEST]} == set(FAMILIES)
+
+
+def test_who_knows_the_last_chunk_says_what_it_shows():
+    def event(start, end, colour, pitch):
+        return Event(start, end, Picture(colour, "circle", "up", ("top left",)), Sound(pitch, "flute", "slow"))
+
+    world = World((event(0, 3, "red", "low"), event(3, 8, "blue", "high")))
+    red, blue, green = (("seen", (colour, "circle")) for colour in ("red", "blue", "green"))
+
+    def asked(words, sense, noun, choices, key, **more):
+        return Question(0, Ask(words, words, sense, noun, choices, **more), 0, key)
+
+    colours = ("red", "blue")
+    questions = [
+        asked("what", "seen", "colour", colours, 0, side="first"),
+        asked("what", "seen", "colour", colours, 1, side="last"),
+        asked("ago", "heard", "pitch", ("low", "high"), 1, ago=2),
+        asked("order", "seen", "order", ("red circle", "blue circle"), 0, cues=(red, blue)),
+        asked("order", "seen", "order", ("green circle", "red circle"), 1, cues=(green, red)),
+        asked("while", "seen", "colour", colours, 1, side="last"),
+    ]
+    assert floor.last_chunk([world], questions) == {"what": [1, 2], "ago": [1, 1], "order": [1.5, 2], "all": [3.5, 5]}
 
 
 def test_an_answer_counts_where_greedy_decoding_writes_it(quick):
@@ -198,11 +223,12 @@ def test_results_are_kept_by_row_and_seed_and_told_with_their_spread(tmp_path):
     assert (own.mean, own.low, own.high) == (pytest.approx(0.93), 0.9, 0.96)
     assert str(report.far(runs["ttm"])) == "89.0 (82.0..96.0)"
     assert report.share(runs["ttm"], "how-many") is None
-    assert report.floor(runs["ttm"]) == 0.25
+    assert report.guessed(runs["ttm"]) == 0.25
     combiners, kinds, published = report.tables(results)
     assert combiners.rows[0][:2] == ["ttm", ROWS["ttm"].says]
     assert combiners.rows[1][3:5] == ["80.0", "60.0"]
-    assert kinds.rows[0] == ["floor", "25", "25"]
+    assert kinds.rows[0] == ["guessed", "25", "25"]
+    assert kinds.rows[1] == ["last chunk", "96", "36"]
     assert published.rows == [[ROWS["all-4"].says, "+13.0", "better", "50.0", "0.0"]]
     assert {path.name for path in plots.draw(results, tmp_path)} == {"learn-cost.png", "learn-ago.png"}
 
@@ -221,12 +247,11 @@ def test_claims_are_computed_and_know_the_code_that_they_are_of(tmp_path, monkey
     answers, remembers, saves = told.values()
     assert answers["number"] == "90.0 % right (guessed: 25 %)"
     assert answers["peer"] == "attention pooling, all chunks: 99.0 %"
-    assert remembers["number"] == "4.00 kB; 82.0 % right about 16 and more chunks ago"
-    assert remembers["fails"] == "Transformer, this chunk, 1 layer: 20.0 %"
+    assert remembers["number"].startswith("4.00 kB; 82.0 % right about 16 and more chunks ago")
+    assert remembers["peer"].endswith("98.0 %; who sees each chunk alone 20.0 %")
     assert saves["number"] == "against 1 of 3 Combiners"
     assert saves["peer"] == "Transformer, all chunks, 4 layers (50 %)"
-    assert "this chunk, 1 layer (5 %, TTM better)" in saves["fails"]
-    assert "pooling, all chunks (33 %, TTM worse)" in saves["fails"]
+    assert saves["fails"] == "this-1 5 %, +60.0 points; pooling 33 %, -9.0 points"
     (line, *_) = claims.claims([], {"runs": runs}, [])
     assert (line.claim, line.file, line.commit, line.state) == (answers["claim"], "learn.json", "abc", "current")
     old = {"runs": [*runs[1:], {**runs[0], "code": "of another commit"}]}
@@ -255,3 +280,11 @@ def test_the_command_names_what_is_wrong(tmp_path, capsys):
     assert learn.main(["--list", "--full", "--plain"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == len(ROWS)
     assert learn.main(["--show", "--plain", "--work", str(tmp_path)]) == 0
+
+
+def test_results_of_uncommitted_code_are_not_kept(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(provenance, "RESULTS", tmp_path)
+    monkeypatch.setattr(provenance, "commit", lambda: {"commit": "c", "dirty": True, "uncommitted": ["mirasol/ttm.py"]})
+    monkeypatch.setattr(queue, "run_all", None)
+    assert learn.main(["--only", "ttm", "--json", str(tmp_path / "learn.json"), "--work", str(tmp_path)]) == 2
+    assert "not committed: ['mirasol/ttm.py']" in capsys.readouterr().out
