@@ -77,7 +77,7 @@ def _figures(rows: list[Row]) -> list[tuple[str, Figure]]:
         figures.append(("frames", _frames(savings)))
     if any(row.case.startswith("TTM share ") for row in savings):
         figures.append(("ttm", _ttm(savings)))
-    suites = dict.fromkeys(row.suite for row in good if row.suite != SUITE)
+    suites = dict.fromkeys(row.suite for row in good if row.suite != SUITE and row.median_ms)
     figures += [(f"{suite}-peers", _peers(suite, [row for row in good if row.suite == suite])) for suite in suites]
     return figures
 

@@ -8,7 +8,7 @@ import torch
 from cases import embedded
 from core.rows import Settings
 from mirasol.evaluation.answer import Answerer
-from report import claims
+from report import claims, plots
 
 QUICK = Settings(torch.device("cpu"), effort="quick")
 
@@ -30,6 +30,7 @@ def test_it_is_as_often_right_as_its_card_says(rows):
     found = claims.answers(rows)
     assert found.number.endswith(f"% of {whole.detail['count']} on 10 new clips")
     assert str(whole.detail["count"]) in embedded.headline(rows)
+    assert plots.as_svg(rows, "embedded", "") == {}, "nothing was timed"
 
 
 def test_a_model_that_became_worse_fails(monkeypatch):

@@ -226,7 +226,9 @@ def command(folder: Path, *arguments: str, **environment: str) -> subprocess.Com
 @pytest.mark.slow
 def test_without_the_extra_it_runs_in_plain_text_and_says_what_the_extra_adds(tmp_path):
     (tmp_path / "sitecustomize.py").write_text(BLOCKER)
-    ended = command(tmp_path, "--only", "savings", "--quick", "--csv", str(tmp_path / "rows.csv"), PYTHONPATH=str(tmp_path))
+    ended = command(
+        tmp_path, "--only", "savings", "--quick", "--csv", str(tmp_path / "rows.csv"), PYTHONPATH=str(tmp_path)
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ".[bench]" in ended.stdout
     assert "No plots" in ended.stdout
