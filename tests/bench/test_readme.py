@@ -61,7 +61,7 @@ def test_a_number_that_was_edited_by_hand_is_found(copy, monkeypatch, capsys):
 def test_another_result_makes_other_texts(copy):
     def slower(run, rows):
         for row in rows:
-            if row.case == "time 512 frames" and row.impl == "chunks + TTM":
+            if row.case == "time 128 frames" and row.impl == "chunks + TTM":
                 row.speedup, row.median_ms = 1.23456, 7654.0
         return rows
 
