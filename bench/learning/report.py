@@ -8,6 +8,7 @@ import os
 import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,13 @@ def share(runs: list[dict[str, Any]], of: str, table: str = TEST) -> Share | Non
 def last_chunk(runs: list[dict[str, Any]], of: str = "all") -> Share | None:
     """What who knows the last chunk only is right about in the test of these runs, see `learning.floor`."""
     first = runs[0]
-    worlds, tables = draw_test(first["chunks"], first["events"], ROWS[first["row"]].families)
-    return _share([floor.last_chunk(worlds, tables[TEST])], of)
+    return _share([_last_chunk(first["chunks"], first["events"], ROWS[first["row"]].families)], of)
+
+
+@lru_cache
+def _last_chunk(chunks: int, events: int, families: tuple[str, ...]) -> dict[str, list[float]]:
+    worlds, tables = draw_test(chunks, events, families)
+    return floor.last_chunk(worlds, tables[TEST])
 
 
 def _share(found: list[dict[str, list[float]]], of: str) -> Share | None:

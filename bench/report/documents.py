@@ -19,7 +19,7 @@ from core.machine import REPOSITORY
 from core.provenance import RESULTS
 from core.rows import Row
 from learning import report as learning
-from report import stored, tables
+from report import pages, stored, tables
 from report.claims import Claim, claims
 from report.console import Table
 from report.savings import saving
@@ -47,11 +47,7 @@ def differing(root: Path = REPOSITORY, folder: Path = RESULTS) -> dict[Path, str
 
 def between_marks(text: str, block: str) -> str:
     """The text with another block between the marks."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"README.md needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{block.strip()}\n{END}{after}"
+    return pages.replaced(text, block.strip(), BEGIN, END, "README.md")
 
 
 def _renderer(results: list[Result], lines: list[Claim], folder: Path, study: dict[str, Any]) -> Any:

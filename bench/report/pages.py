@@ -34,13 +34,13 @@ def write(rows: list[Row], folder: Path = machine.REPOSITORY / "kernels") -> lis
     return written
 
 
-def replaced(old: str, between: str) -> str:
-    """`old` with other text between the markers."""
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"a page of predictions needs the lines {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{between}\n{END}{after}"
+def replaced(old: str, between: str, begin: str = BEGIN, end: str = END, page: str = "a page of predictions") -> str:
+    """`old` with other text between the lines `begin` and `end`; `page` names it where they are missing."""
+    before, found, rest = old.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"{page} needs the lines {begin} and {end}")
+    return f"{before}{begin}\n{between}\n{end}{after}"
 
 
 def text(page: str, rows: list[Row]) -> str:
